@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.readable import count
 
 UNIT = "bits per byte"
 
@@ -78,6 +79,17 @@ def check_runs(runs: Sequence[LadderRun]) -> None:
                 f"{run.seed}: leave one out."
             )
         seen[key] = run.name
+
+
+def ladder_table(runs: Sequence[LadderRun]) -> str:
+    """Return a Markdown table of runs, by size: parameters, matmul FLOPs, tokens and loss."""
+    head = ["run", "parameters", "in products", "FLOPs a token", "tokens", "PFLOPs", "seed", "loss"]
+    table = [head, ["---"] * len(head)]
+    for run in sorted(runs, key=lambda run: (run.parameters, run.tokens, run.seed)):
+        sizes = [run.parameters, run.matmul_parameters, run.flops_per_token, run.tokens]
+        cells = [run.name, *map(count, sizes), f"{run.flops / 1e15:.3g}"]
+        table.append([*cells, str(run.seed), f"{run.loss:.4f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)
 
 
 def _check_positive(run: LadderRun) -> None:

@@ -169,6 +169,10 @@ def _with_intervals(
     if isinstance(intervals, str):
         return ForecastFit(law, prediction, None, intervals)
     note = intervals.bound
+    low, high = intervals.mean
+    if not low <= prediction <= high:
+        # Intervals are of least squares, and the joint law is fitted with Huber's loss.
+        note += " The forecast is outside the interval: some run is far off the law."
     if intervals.misfit < SIGNIFICANT:
         note += (
             " The runs miss the law by more than seeds differ "
@@ -335,25 +339,47 @@ def _closer(
     return first if difference < 0 else second
 
 
-def forecast_table(forecast: Forecast, score: ForecastScore) -> str:
-    """Return a Markdown table of errors, and below it which of them can be told apart."""
-    lines = ["| fit | forecast | measured | error |", "| --- | --- | --- | --- |"]
-    for name, error in score.errors.items():
-        prediction = forecast.fits[name].prediction
-        percent = f"{100 * math.expm1(error):+.2f} %"
-        lines.append(f"| {name} | {prediction:.4f} | {score.measured:.4f} | {percent} |")
-    lines.append("")
+def forecast_table(forecast: Forecast, score: ForecastScore | None = None) -> str:
+    """Return a Markdown table of what each fit forecasts, and notes below it.
+
+    With a score: also the errors, and which of them can be told apart.
+    """
+    head = ["fit", "forecast", "interval of the mean", "interval of one run"]
+    if score is not None:
+        head += ["measured", "error"]
+    table = [head, ["---"] * len(head)]
+    notes = []
+    for name, fit in forecast.fits.items():
+        row = [name, f"{fit.prediction:.4f}", "", ""]
+        if fit.intervals is not None:
+            row[2] = _interval_text(fit.intervals, fit.intervals.mean)
+            row[3] = _interval_text(fit.intervals, fit.intervals.run)
+        if score is not None:
+            error = math.expm1(score.errors[name])
+            row += [f"{score.measured:.4f}", f"{100 * error:+.2f} %"]
+        table.append(row)
+        if fit.note:
+            notes.append(f"- {name}: {fit.note}")
+    if score is not None:
+        notes += _verdicts(score)
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    return "\n".join([*lines, "", *notes])
+
+
+def _interval_text(intervals: ForecastInterval, ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.4f} to {ends[1]:.4f} ({intervals.level:.0%})"
+
+
+def _verdicts(score: ForecastScore) -> list[str]:
+    """Return lines that say how much seeds differ, and for each two fits which was closer."""
     if score.spread is None:
-        lines.append("Seed spread unknown: no rung has two seeds, so errors cannot be compared.")
-        return "\n".join(lines)
-    lines.append(
-        f"Seed spread: {100 * score.spread.deviation:.2f} % "
-        f"({score.spread.degrees} degrees of freedom)."
-    )
+        return ["- Seed spread unknown: no rung has two seeds, so that errors cannot be compared."]
+    deviation, degrees = score.spread.deviation, score.spread.degrees
+    lines = [f"- Seed spread: {100 * deviation:.2f} % ({degrees} degrees of freedom)."]
     for (first, second), closer in score.closer.items():
         verdict = f"{closer} is closer" if closer else "not distinguishable"
-        lines.append(f"{first} and {second}: {verdict}.")
-    return "\n".join(lines)
+        lines.append(f"- {first} and {second}: {verdict}.")
+    return lines
 
 
 def _utc(time: datetime.datetime, what: str) -> datetime.datetime:

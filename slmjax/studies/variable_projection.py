@@ -154,7 +154,7 @@ def lowest(
         simplex = best + spacing * np.array([[0, 0], [1, -0.5], [-0.5, 1]])
         options = {
             "xatol": PRECISION,
-            "fatol": 0,
+            "fatol": 1e-14,
             "maxfev": 600,
             "initial_simplex": np.clip(simplex, *ends),
         }

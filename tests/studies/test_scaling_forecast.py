@@ -145,7 +145,11 @@ def test_a_score_has_the_errors_next_to_the_spread_of_seeds():
     assert score.spread.degrees == 4
     assert score.closer["line", "power"] == "power" and score.closer["power", "same"] == "power"
     table = forecasts.forecast_table(forecast, score)
-    assert "| power |" in table and "+0.00 %" in table and "(4 degrees of freedom)" in table
+    assert "+0.00 % |" in table and "(4 degrees of freedom)" in table
+    before = forecasts.forecast_table(forecast)
+    low, high = forecast.fits["power"].intervals.run
+    assert f"| {low:.4f} to {high:.4f} (90%) |" in before and "measured" not in before
+    assert f"- line: {forecast.fits['line'].note}" in before
 
 
 def test_errors_that_differ_by_less_than_the_spread_are_not_distinguishable():
@@ -199,6 +203,14 @@ def test_a_target_that_is_a_run_or_nothing_is_refused():
         forecast_of(level=90)
     with pytest.raises(UserError, match="no run has 7,000,000 parameters"):
         forecast_of(line_sizes=[7 * MILLION, *THREE])
+
+
+def test_a_joint_forecast_that_a_wild_run_pulls_out_of_its_interval_says_so():
+    runs = grid(CHINCHILLA, [5, 20, 80], [25, 100, 400], noise=0.0005)
+    assert "some run is far off" not in forecast_of(runs).fits["joint"].note
+    wild = [*runs[:-1], dataclasses.replace(runs[-1], loss=1.1 * runs[-1].loss)]
+    note = forecast_of(wild).fits["joint"].note
+    assert "some run is far off the law" in note and "miss the law by more than seeds" in note
 
 
 def test_the_figure_says_what_each_fit_forecasts_and_what_was_measured():

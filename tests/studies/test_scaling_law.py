@@ -117,6 +117,13 @@ def test_seed_noise_is_pooled_over_rungs():
     assert ladder_runs.seed_noise([run(MILLION, 1, 0), run(MILLION, 2, 1)]) is None
 
 
+def test_the_table_of_a_ladder_has_flops_next_to_parameters():
+    rows = ladder_runs.ladder_table(ladder(LAW, [20, 5], [1, 2])).splitlines()
+    assert [row.split(" | ")[1] for row in rows[2:]] == ["5M", "5M", "20M"]
+    # 6 x 20M FLOPs a token, 100M tokens.
+    assert rows[-1].split(" | ")[2:6] == ["20M", "120M", "100M", "12"]
+
+
 @pytest.mark.parametrize("tokens_follow", [False, True])
 def test_the_price_of_a_lower_loss_is_what_the_law_itself_says(tokens_follow):
     factor = scaling_law.compute_factor(
