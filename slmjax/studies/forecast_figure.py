@@ -124,7 +124,8 @@ def _draw_laws(axes: Any, forecast: Forecast, sizes: np.ndarray, colors: Mapping
         if name == LINE:
             style = {"lw": 1.4, "ls": (0, (5, 2))}
         if name == SAME:
-            largest = max(run.parameters for run in forecast.runs)
+            runs, _ = runs_of_curve(forecast.runs, forecast.parameters, forecast.tokens)
+            largest = max(run.parameters for run in runs)
             shown = sizes >= min(largest, sizes[-2])
             style = {"lw": 1.2, "ls": (0, (1, 2))}
         axes.plot(sizes[shown], losses[shown], color=color, zorder=2, **style)
