@@ -11,6 +11,7 @@ import numpy as np
 from slmjax.readable import count
 from slmjax.record.figures import label_axes, themed_figure
 from slmjax.studies.forecast_intervals import ForecastInterval, forecast_interval
+from slmjax.studies.forecast_score import ForecastScore
 from slmjax.studies.scaling_forecast import (
     JOINT,
     LINE,
@@ -18,7 +19,6 @@ from slmjax.studies.scaling_forecast import (
     SAME,
     SAME_RATIO,
     Forecast,
-    ForecastScore,
     runs_of_curve,
 )
 from slmjax.studies.scaling_law import compute_factor

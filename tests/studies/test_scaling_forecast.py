@@ -12,6 +12,7 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.record.figures import standalone
 from slmjax.studies import forecast_figure as figure
+from slmjax.studies import forecast_score as scoring
 from slmjax.studies import scaling_forecast as forecasts
 from slmjax.studies.scaling_law import CHINCHILLA, ScalingLaw, fit_line
 from tests.studies.ladders import MILLION, grid, ladder
@@ -136,7 +137,7 @@ def test_a_forecast_file_that_was_changed_is_refused(tmp_path):
 def test_a_score_has_the_errors_next_to_the_spread_of_seeds():
     forecast = forecast_of(line_sizes=THREE)
     power = forecast.fits["power"].prediction
-    score = forecasts.score_forecast(forecast, target_runs([power * 1.001, power * 0.999]), LATER)
+    score = scoring.score_forecast(forecast, target_runs([power * 1.001, power * 0.999]), LATER)
     assert score.measured == pytest.approx(power)
     assert score.errors["power"] == pytest.approx(0, abs=1e-12)
     same = forecast.fits["same"].prediction
@@ -144,9 +145,9 @@ def test_a_score_has_the_errors_next_to_the_spread_of_seeds():
     # Three rungs with two seeds, and the target's two.
     assert score.spread.degrees == 4
     assert score.closer["line", "power"] == "power" and score.closer["power", "same"] == "power"
-    table = forecasts.forecast_table(forecast, score)
+    table = scoring.forecast_table(forecast, score)
     assert "+0.00 % |" in table and "(4 degrees of freedom)" in table
-    before = forecasts.forecast_table(forecast)
+    before = scoring.forecast_table(forecast)
     low, high = forecast.fits["power"].intervals.run
     assert f"| {low:.4f} to {high:.4f} (90%) |" in before and "measured" not in before
     assert f"- line: {forecast.fits['line'].note}" in before
@@ -156,14 +157,14 @@ def test_errors_that_differ_by_less_than_the_spread_are_not_distinguishable():
     forecast = forecast_of()
     line, power = (forecast.fits[name].prediction for name in ("line", "power"))
     # In the middle of both: equal errors of opposite sign.
-    score = forecasts.score_forecast(forecast, target_runs([(line * power) ** 0.5]), LATER)
+    score = scoring.score_forecast(forecast, target_runs([(line * power) ** 0.5]), LATER)
     assert score.errors["line"] == pytest.approx(-score.errors["power"])
     assert score.closer["line", "power"] == ""
-    assert "line and power: not distinguishable." in forecasts.forecast_table(forecast, score)
+    assert "line and power: not distinguishable." in scoring.forecast_table(forecast, score)
     unknown = forecast_of(ladder(LAW, seeds=[1] * 5))
-    score = forecasts.score_forecast(unknown, target_runs([0.8]), LATER)
+    score = scoring.score_forecast(unknown, target_runs([0.8]), LATER)
     assert score.spread is None and set(score.closer.values()) == {None}
-    assert "Seed spread unknown" in forecasts.forecast_table(unknown, score)
+    assert "Seed spread unknown" in scoring.forecast_table(unknown, score)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_errors_that_differ_by_less_than_the_spread_are_not_distinguishable():
 )
 def test_only_the_target_of_the_forecast_can_be_scored(changed, words):
     with pytest.raises(UserError, match=words):
-        forecasts.score_forecast(forecast_of(), target_runs([0.85], **changed), LATER)
+        scoring.score_forecast(forecast_of(), target_runs([0.85], **changed), LATER)
 
 
 def test_a_forecast_made_after_the_first_step_is_refused():
@@ -186,12 +187,12 @@ def test_a_forecast_made_after_the_first_step_is_refused():
     # Another time zone: 9 o'clock in Berlin is 8 o'clock UTC, and a minute earlier is too early.
     berlin = datetime.timezone(datetime.timedelta(hours=1))
     same_time = datetime.datetime(2026, 12, 1, 9, tzinfo=berlin)
-    forecasts.score_forecast(forecast, target_runs([0.85]), same_time)
+    scoring.score_forecast(forecast, target_runs([0.85]), same_time)
     with pytest.raises(UserError, match="it is no forecast"):
         early = same_time - datetime.timedelta(minutes=1)
-        forecasts.score_forecast(forecast, target_runs([0.85]), early)
+        scoring.score_forecast(forecast, target_runs([0.85]), early)
     with pytest.raises(UserError, match="no time zone"):
-        forecasts.score_forecast(forecast, target_runs([0.85]), datetime.datetime(2026, 12, 2))
+        scoring.score_forecast(forecast, target_runs([0.85]), datetime.datetime(2026, 12, 2))
 
 
 def test_a_target_that_is_a_run_or_nothing_is_refused():
@@ -219,7 +220,7 @@ def test_the_figure_says_what_each_fit_forecasts_and_what_was_measured():
     assert "Band: 90% interval of the mean" in before and "measured" not in before
     for fit in forecast.fits.values():
         assert f"{fit.prediction:.3f}" in before
-    score = forecasts.score_forecast(forecast, target_runs([0.85, 0.853]), LATER)
+    score = scoring.score_forecast(forecast, target_runs([0.85, 0.853]), LATER)
     after = figure.forecast_figure(forecast, score)
     assert f"measured {score.measured:.3f}" in after
     # The same forecast is the same picture, in each theme with its own colours.
