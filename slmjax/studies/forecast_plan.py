@@ -56,7 +56,8 @@ def plan_rungs(
         )
     if sizes[-1] >= target:
         raise UserError(
-            f"config.forecast.sizes: {sizes[-1]:,} parameters are not below the target's {target:,}."
+            f"config.forecast.sizes: {sizes[-1]:,} parameters are not below the target's "
+            f"{target:,}."
         )
     if not settings.seeds or min(settings.seeds) < 1:
         raise UserError("config.forecast.seeds: expected one run of each size or more.")

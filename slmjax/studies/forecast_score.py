@@ -11,6 +11,7 @@ from slmjax.errors import UserError
 from slmjax.studies.forecast_intervals import ForecastInterval
 from slmjax.studies.ladder_runs import LadderRun, SeedNoise, check_runs, seed_noise
 from slmjax.studies.scaling_forecast import Forecast, in_utc
+from slmjax.studies.study_table import StudyTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +79,15 @@ def _closer(
     return first if difference < 0 else second
 
 
-def forecast_table(forecast: Forecast, score: ForecastScore | None = None) -> str:
-    """Return a Markdown table of what each fit forecasts, and notes below it.
+def forecast_table(forecast: Forecast, score: ForecastScore | None = None) -> StudyTable:
+    """Return a table of what each fit forecasts, and notes on them.
 
     With a score: also the errors, and which of them can be told apart.
     """
     head = ["fit", "forecast", "interval of the mean", "interval of one run"]
     if score is not None:
         head += ["measured", "error"]
-    table = [head, ["---"] * len(head)]
-    notes = []
+    rows, notes = [], []
     for name, fit in forecast.fits.items():
         row = [name, f"{fit.prediction:.4f}", "", ""]
         if fit.intervals is not None:
@@ -96,13 +96,13 @@ def forecast_table(forecast: Forecast, score: ForecastScore | None = None) -> st
         if score is not None:
             error = math.expm1(score.errors[name])
             row += [f"{score.measured:.4f}", f"{100 * error:+.2f} %"]
-        table.append(row)
+        rows.append(row)
         if fit.note:
-            notes.append(f"- {name}: {fit.note}")
+            notes.append(f"{name}: {fit.note}")
     if score is not None:
         notes += _verdicts(score)
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    return "\n".join([*lines, "", *notes])
+    title = f"Forecast for {forecast.parameters:,} parameters and {forecast.tokens:,} tokens"
+    return StudyTable(title, head, rows, tuple(notes))
 
 
 def _interval_text(intervals: ForecastInterval, ends: tuple[float, float]) -> str:
@@ -112,10 +112,10 @@ def _interval_text(intervals: ForecastInterval, ends: tuple[float, float]) -> st
 def _verdicts(score: ForecastScore) -> list[str]:
     """Return lines that say how much seeds differ, and for each two fits which was closer."""
     if score.spread is None:
-        return ["- Seed spread unknown: no rung has two seeds, so that errors cannot be compared."]
+        return ["Seed spread unknown: no rung has two seeds, so that errors cannot be compared."]
     deviation, degrees = score.spread.deviation, score.spread.degrees
-    lines = [f"- Seed spread: {100 * deviation:.2f} % ({degrees} degrees of freedom)."]
+    lines = [f"Seed spread: {100 * deviation:.2f} % ({degrees} degrees of freedom)."]
     for (first, second), closer in score.closer.items():
         verdict = f"{closer} is closer" if closer else "not distinguishable"
-        lines.append(f"- {first} and {second}: {verdict}.")
+        lines.append(f"{first} and {second}: {verdict}.")
     return lines

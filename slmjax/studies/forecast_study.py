@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import json
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -18,24 +17,24 @@ from slmjax.config import Config
 from slmjax.data.prepare_stage import prepared_text
 from slmjax.errors import UserError
 from slmjax.models import sizes
-from slmjax.models.resolve import resolve
 from slmjax.parallel import hosts
 from slmjax.parallel.compiling import use_compile_cache
-from slmjax.parallel.mesh import make_mesh
 from slmjax.record import metrics as records
 from slmjax.record.comparison import Scores, load_run, read_scores
 from slmjax.studies.forecast_figure import compute_rule, forecast_figure
 from slmjax.studies.forecast_plan import heldout_identity, plan_rungs, rung_runs
-from slmjax.studies.ladder_runs import LadderRun
-from slmjax.studies.scaling_forecast import (
-    Forecast,
-    ForecastScore,
-    make_forecast,
-    score_forecast,
-    write_forecast,
+from slmjax.studies.forecast_score import ForecastScore, forecast_table, score_forecast
+from slmjax.studies.ladder_runs import LadderRun, ladder_table
+from slmjax.studies.scaling_forecast import Forecast, make_forecast, write_forecast
+from slmjax.studies.study_report import write_study_report
+from slmjax.studies.study_runs import (
+    StudyRuns,
+    StudyStopped,
+    architecture,
+    device_lanes,
+    run_tokens,
+    settings_of,
 )
-from slmjax.studies.study_report import StudyTable, write_study_report
-from slmjax.studies.study_runs import StudyRuns, StudyStopped, device_lanes, settings_of
 from slmjax.text.files import write_atomic
 from slmjax.train import schedule
 
@@ -52,7 +51,9 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
     if init_from:
         raise UserError("--init_from: a forecast trains its models from the start.")
     if not config.data.sources:
-        raise UserError("config.data.sources is empty; a forecast needs text, such as textbook:text.")
+        raise UserError(
+            "config.data.sources is empty; a forecast needs text, such as textbook:text."
+        )
     use_compile_cache()
     hosts.check_devices()
     folder = epath.Path(workdir)
@@ -82,7 +83,9 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
         if results[run.name]["diverged"]:
             raise UserError(f"the run '{run.name}' diverged: {results[run.name]['diverged']}")
         scores = read_scores(study.scores_file(run.name).read_bytes())
-        finished.append(ladder_run(run.name, run.config, scores, config.forecast.basket, vocab_size))
+        finished.append(
+            ladder_run(run.name, run.config, scores, config.forecast.basket, vocab_size)
+        )
     arch, _ = resolve(target.config.model, config.precision, _one_device(), vocab_size)
     tokens = target.config.train.steps * target.config.train.batch * config.data.seq_len
     forecast = make_forecast(finished, sizes.parameters(arch).total, tokens)
@@ -91,8 +94,8 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
     score = None
     if config.forecast.measured:
         score = measured_score(config, target.config, forecast, vocab_size)
-    tables = [fits_table(forecast, score)]
-    sentences = [compute_rule(forecast), *_notes(forecast)]
+    tables = [forecast_table(forecast, score), ladder_table(forecast.runs)]
+    sentences = [compute_rule(forecast)]
     if score is None:
         place = folder.parent / f"{folder.name}-target"
         sentences.append(
@@ -123,7 +126,7 @@ def ladder_run(
         columns = scores[source]
         bits.append(columns["nats"].sum() / columns["bytes"].sum() / np.log(2))
         keys.append(columns["keys"])
-    arch, _ = resolve(config.model, config.precision, _one_device(), vocab_size)
+    arch = architecture(config, vocab_size)
     parameters = sizes.parameters(arch)
     train = config.train
     return LadderRun(
@@ -131,7 +134,7 @@ def ladder_run(
         parameters=parameters.total,
         matmul_parameters=parameters.matmul,
         flops_per_token=sizes.train_flops_per_token(arch, config.data.seq_len),
-        tokens=train.steps * train.batch * config.data.seq_len,
+        tokens=run_tokens(config),
         seed=config.seed,
         loss=float(np.mean(bits)),
         heldout=heldout_identity(keys),
@@ -171,30 +174,3 @@ def _check_target(workdir: str, own: Config, target: Config) -> None:
             f"config.forecast.measured: the run '{workdir}' is not the target: it differs in "
             f"{', '.join(sorted(changed))}."
         )
-
-
-def fits_table(forecast: Forecast, score: ForecastScore | None) -> StudyTable:
-    """Return a row for each law: what it forecasts, its intervals, and its error if it is known."""
-    rows = []
-    for name, fit in forecast.fits.items():
-        mean, one_run, error = "-", "-", "-"
-        if fit.intervals is not None:
-            low, high = fit.intervals.mean
-            mean = f"{low:.4f} to {high:.4f}"
-            low, high = fit.intervals.run
-            one_run = f"{low:.4f} to {high:.4f}"
-        if score is not None:
-            error = f"{100 * np.expm1(score.errors[name]):+.2f} %"
-        rows.append([name, f"{fit.prediction:.4f}", mean, one_run, error])
-    head = ["law", "forecast", "90 % of the mean", "90 % of one run", "error"]
-    title = f"Forecast for {forecast.parameters:,} parameters and {forecast.tokens:,} tokens"
-    return StudyTable(title, head, rows)
-
-
-def _notes(forecast: Forecast) -> list[str]:
-    return [f"{name}: {fit.note}" for name, fit in forecast.fits.items() if fit.note]
-
-
-def _one_device() -> jax.sharding.Mesh:
-    """Return a mesh of one device: sizes are those of the whole model."""
-    return make_mesh({"data": 1}, jax.local_devices()[:1])

@@ -8,6 +8,7 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.readable import count
+from slmjax.studies.study_table import StudyTable
 
 UNIT = "bits per byte"
 
@@ -81,15 +82,15 @@ def check_runs(runs: Sequence[LadderRun]) -> None:
         seen[key] = run.name
 
 
-def ladder_table(runs: Sequence[LadderRun]) -> str:
-    """Return a Markdown table of runs, by size: parameters, matmul FLOPs, tokens and loss."""
+def ladder_table(runs: Sequence[LadderRun]) -> StudyTable:
+    """Return a table of runs, by size: parameters, matmul FLOPs, tokens and loss."""
     head = ["run", "parameters", "in products", "FLOPs a token", "tokens", "PFLOPs", "seed", "loss"]
-    table = [head, ["---"] * len(head)]
+    rows = []
     for run in sorted(runs, key=lambda run: (run.parameters, run.tokens, run.seed)):
         sizes = [run.parameters, run.matmul_parameters, run.flops_per_token, run.tokens]
         cells = [run.name, *map(count, sizes), f"{run.flops / 1e15:.3g}"]
-        table.append([*cells, str(run.seed), f"{run.loss:.4f}"])
-    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+        rows.append([*cells, str(run.seed), f"{run.loss:.4f}"])
+    return StudyTable("Runs", head, rows)
 
 
 def _check_positive(run: LadderRun) -> None:

@@ -12,7 +12,7 @@ from slmjax.data.prepared import Prepared
 from slmjax.errors import UserError, nearest
 from slmjax.studies.mixture_file import read_weights
 from slmjax.studies.mixture_limits import Limits, mixture_limits, proxy_mixtures
-from slmjax.studies.study_runs import StudyRun
+from slmjax.studies.study_runs import StudyRun, run_tokens
 from slmjax.text.sources import parse_sources
 
 
@@ -148,11 +148,6 @@ def proxy_config(
         # Its defaults: a run has no part of the study's settings.
         mixture=MixtureConfig(),
     )
-
-
-def run_tokens(config: Config) -> int:
-    """Return the tokens that a run of a config reads."""
-    return config.train.steps * config.train.batch * config.data.seq_len
 
 
 def _basket(settings: MixtureConfig, prepared: Prepared) -> tuple[str, ...]:

@@ -24,8 +24,9 @@ from slmjax.studies.mixture_choice import MixtureChoice, choose_mixture
 from slmjax.studies.mixture_file import write_weights
 from slmjax.studies.mixture_fit import Proxies
 from slmjax.studies.mixture_plan import MixturePlan, plan_mixtures, proxy_runs
-from slmjax.studies.study_report import StudyTable, write_study_report
+from slmjax.studies.study_report import write_study_report
 from slmjax.studies.study_runs import StudyRuns, StudyStopped
+from slmjax.studies.study_table import StudyTable
 
 # Documents are halved by another hash than the one that chooses a part of a source.
 HALF_SALT = np.uint64(0x9E6C63D0876A9A35)

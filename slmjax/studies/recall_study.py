@@ -21,12 +21,10 @@ from slmjax.data.recall_rows import parse_puzzle
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.models.pattern import from_config
-from slmjax.models.resolve import resolve
 from slmjax.parallel import hosts
 from slmjax.parallel.compiling import use_compile_cache
-from slmjax.parallel.mesh import make_mesh
 from slmjax.record import metrics as records
-from slmjax.studies.study_runs import StudyRun, StudyRuns, StudyStopped
+from slmjax.studies.study_runs import StudyRun, StudyRuns, StudyStopped, architecture
 from slmjax.tasks.recall import TEST, VALIDATION
 from slmjax.text.files import write_atomic
 
@@ -133,10 +131,7 @@ def measure_recall(
     accuracies = by_rate[f"{best:g}"]
 
     puzzle = parse_puzzle(task, study["vocab"])
-    model = with_pattern(config, pattern).model
-    # The sizes are those of the whole model, so that a mesh of one device is enough to count them.
-    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-    arch, _ = resolve(model, config.precision, mesh, puzzle.vocab)
+    arch = architecture(with_pattern(config, pattern), puzzle.vocab)
     return {
         "task": task,
         "variant": variant,

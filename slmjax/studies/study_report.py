@@ -1,6 +1,5 @@
 """The report of a study: its tables and figures on one page."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from etils import epath
@@ -8,21 +7,8 @@ from etils import epath
 from slmjax.readable import duration
 from slmjax.record import page
 from slmjax.studies.study_runs import StudyRuns
+from slmjax.studies.study_table import StudyTable
 from slmjax.text.files import write_atomic
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyTable:
-    """A table of texts, for the terminal and the report."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """Return the table in Markdown."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_study_report(
@@ -44,7 +30,8 @@ def write_study_report(
         parts.append(f"<p>{page.escape(sentence)}</p>")
     parts.append(page.figures(*figures))
     for table in tables:
-        parts.append(page.section(table.title, page.html_table(table.head, table.rows)))
+        notes = map(page.note, table.notes)
+        parts.append(page.section(table.title, page.html_table(table.head, table.rows), *notes))
     lead = page.escape(study.command)
     path = study.folder / "report.html"
     write_atomic(path, page.page(study.folder.name, f"<code>{lead}</code>", "\n".join(parts)))

@@ -7,7 +7,6 @@ that was stopped, or whose runs were deleted, goes on from these files alone.
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import queue
@@ -26,6 +25,7 @@ from slmjax import config as configs
 from slmjax.config.base import FIELDS
 from slmjax.errors import UserError
 from slmjax.models import sizes
+from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
 from slmjax.parallel.mesh import make_mesh
 from slmjax.readable import count, duration, flatten, said_if_long
@@ -128,7 +128,7 @@ class StudyRuns:
         progress = _StudyProgress(
             {run.name: self._flops(run) for run in waiting}, total, len(lanes), sys.stdout
         )
-        progress.print_cost(sum(_tokens(run) for run in waiting))
+        progress.print_cost(sum(run_tokens(run.config) for run in waiting))
         free_lanes: queue.SimpleQueue = queue.SimpleQueue()
         for lane in lanes:
             free_lanes.put(lane)
@@ -249,10 +249,9 @@ class StudyRuns:
 
     def _flops(self, run: StudyRun) -> float:
         """Return the FLOPs of a run's matrix products."""
-        config = run.config
-        mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-        arch, _ = resolve(config.model, config.precision, mesh, self.vocab_size)
-        return _tokens(run) * sizes.train_flops_per_token(arch, config.data.seq_len)
+        arch = architecture(run.config, self.vocab_size)
+        flops_per_token = sizes.train_flops_per_token(arch, run.config.data.seq_len)
+        return run_tokens(run.config) * flops_per_token
 
 
 def device_lanes(config: configs.Config) -> list[list[jax.Device]]:
@@ -310,9 +309,16 @@ def settings_of(config: configs.Config) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def combined_hash(parts: Sequence[Any]) -> str:
-    """Return a hash of JSON values, for the identity of a study."""
-    return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()
+def architecture(config: configs.Config, vocab_size: int) -> Architecture:
+    """Return the architecture of a run, for counting: its sizes are those of the whole model."""
+    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+    arch, _ = resolve(config.model, config.precision, mesh, vocab_size)
+    return arch
+
+
+def run_tokens(config: configs.Config) -> int:
+    """Return the tokens that a run reads."""
+    return config.train.steps * config.train.batch * config.data.seq_len
 
 
 def _is_bookkeeping(name: str) -> bool:
@@ -321,11 +327,6 @@ def _is_bookkeeping(name: str) -> bool:
         if f"{name}.".startswith(f"{field.name}."):
             return field.affects in ("bookkeeping", "compile")
     return False
-
-
-def _tokens(run: StudyRun) -> int:
-    train = run.config.train
-    return train.steps * train.batch * run.config.data.seq_len
 
 
 def _raise_first(futures: Sequence[Future]) -> None:

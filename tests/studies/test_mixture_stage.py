@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from slmjax.studies.mixture_file import read_weights
 
 from slmjax import config as configs
 from slmjax import launch
 from slmjax.data.prepare_stage import prepared_text
 from slmjax.errors import UserError
 from slmjax.record.paired import Paired, bits_per_byte, bootstrap_mean
-from slmjax.studies.mixture_file import read_weights
 from slmjax.studies.mixture_plan import mixture_of, plan_mixtures, proxy_config, proxy_runs
 from slmjax.studies.mixture_study import chosen_documents
 from tests.corpus import RECIPE, write_corpus

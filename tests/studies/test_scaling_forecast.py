@@ -145,9 +145,9 @@ def test_a_score_has_the_errors_next_to_the_spread_of_seeds():
     # Three rungs with two seeds, and the target's two.
     assert score.spread.degrees == 4
     assert score.closer["line", "power"] == "power" and score.closer["power", "same"] == "power"
-    table = scoring.forecast_table(forecast, score)
+    table = scoring.forecast_table(forecast, score).markdown()
     assert "+0.00 % |" in table and "(4 degrees of freedom)" in table
-    before = scoring.forecast_table(forecast)
+    before = scoring.forecast_table(forecast).markdown()
     low, high = forecast.fits["power"].intervals.run
     assert f"| {low:.4f} to {high:.4f} (90%) |" in before and "measured" not in before
     assert f"- line: {forecast.fits['line'].note}" in before
@@ -160,11 +160,13 @@ def test_errors_that_differ_by_less_than_the_spread_are_not_distinguishable():
     score = scoring.score_forecast(forecast, target_runs([(line * power) ** 0.5]), LATER)
     assert score.errors["line"] == pytest.approx(-score.errors["power"])
     assert score.closer["line", "power"] == ""
-    assert "line and power: not distinguishable." in scoring.forecast_table(forecast, score)
+    assert (
+        "line and power: not distinguishable." in scoring.forecast_table(forecast, score).markdown()
+    )
     unknown = forecast_of(ladder(LAW, seeds=[1] * 5))
     score = scoring.score_forecast(unknown, target_runs([0.8]), LATER)
     assert score.spread is None and set(score.closer.values()) == {None}
-    assert "Seed spread unknown" in scoring.forecast_table(unknown, score)
+    assert "Seed spread unknown" in scoring.forecast_table(unknown, score).markdown()
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_seed_noise_is_pooled_over_rungs():
 
 
 def test_the_table_of_a_ladder_has_flops_next_to_parameters():
-    rows = ladder_runs.ladder_table(ladder(LAW, [20, 5], [1, 2])).splitlines()
+    rows = ladder_runs.ladder_table(ladder(LAW, [20, 5], [1, 2])).markdown().splitlines()
     assert [row.split(" | ")[1] for row in rows[2:]] == ["5M", "5M", "20M"]
     # 6 x 20M FLOPs a token, 100M tokens.
     assert rows[-1].split(" | ")[2:6] == ["20M", "120M", "100M", "12"]
