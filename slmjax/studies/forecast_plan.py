@@ -1,4 +1,4 @@
-"""The runs of a forecast: the ladder's rungs and the target, which differ in size and seed alone."""
+"""The runs of a forecast: rungs of a ladder and the target, which differ in size and seed alone."""
 
 import dataclasses
 import math
