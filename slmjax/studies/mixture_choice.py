@@ -1,0 +1,221 @@
+"""Choose a mixture from proxies: the optimum within limits, and how sure it is (bootstrap)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from slmjax.errors import UserError, nearest
+from slmjax.studies.mixture_fit import MixtureFit, Proxies, fit_mixture_losses
+from slmjax.studies.mixture_limits import Limits, dirichlet_mixtures, within_limits
+from slmjax.studies.mixture_regressors import studies_library
+
+BOOTSTRAPS = 200
+INTERVAL = (2.5, 97.5)  # percentiles
+CANDIDATES = 1024  # random mixtures among which the search begins
+STARTS = 3  # of the candidates, the best ones
+STEP = 1e-5  # of a derivative, in square roots of weights
+
+Objective = Callable[[np.ndarray], np.ndarray]  # mixtures [m, domains] -> [m], lower is better
+
+
+class MixtureChoice(NamedTuple):
+    """A mixture and how it was chosen.
+
+    verdict: "optimum" of the predicted losses, or "comparison": the best mixture that was tried.
+    sentence: what the choice rests on, for a report.
+    low, high: the 95 % interval of each weight; None for a comparison.
+    better: probability that the mixture has a lower loss than the natural one; None for a
+      comparison.
+    optima: [bootstraps, domains]; none for a comparison.
+    scores: see `MixtureFit`.
+    """
+
+    mixture: Float[np.ndarray, " domains"]
+    verdict: str
+    sentence: str
+    low: np.ndarray | None
+    high: np.ndarray | None
+    better: float | None
+    optima: Float[np.ndarray, "bootstraps domains"]
+    scores: list[dict[str, Any]]
+
+
+def choose_mixture(
+    proxies: Proxies,
+    limits: Limits,
+    natural: Float[np.ndarray, " domains"],
+    *,
+    importance: Mapping[str, float] | None = None,
+    penalty: float = 0.0,
+    bootstraps: int = BOOTSTRAPS,
+    seed: int = 0,
+) -> MixtureChoice:
+    """Return the mixture with the lowest predicted loss, with an interval for each weight.
+
+    With fewer than domains + 2 proxies the weights cannot be told apart. Then the choice is the
+    proxy with the lowest loss among those that keep the limits.
+
+    Args:
+      natural: shares that the mixture is compared with, such as those of the domains' tokens; where
+        they break the limits, the nearest mixture that keeps them.
+      importance: {target: weight in the loss that is minimised}; None: all equal.
+      penalty: added to the loss times KL(mixture || natural).
+      bootstraps: how often the proxies are drawn anew, with replacement.
+    Raises: UserError for what `fit_mixture_losses` refuses, an importance that does not fit the
+      targets, and too few proxies of which none keeps the limits.
+    """
+    fit = fit_mixture_losses(proxies)
+    importance = target_shares(proxies.targets, importance)
+    different = len(np.unique(proxies.weights, axis=0))
+    needed = len(proxies.domains) + 2
+    if different < needed:
+        return _best_proxy(proxies, limits, importance, fit.scores, needed)
+    natural = within_limits(limits, natural[None])[0]
+    random = np.random.default_rng(seed)
+    pool = dirichlet_mixtures(np.maximum(natural, 1e-9), CANDIDATES, random)
+    pool = np.concatenate([natural[None], within_limits(limits, pool)])
+    surface = _loss_surface(fit, importance, natural, penalty)
+    mixture = optimal_mixture(surface, limits, pool)
+    optima, wins = [], 0.0
+    pair = np.stack([mixture, natural])
+    for refit in bootstrap_fits(proxies, fit, bootstraps, random):
+        surface = _loss_surface(refit, importance, natural, penalty)
+        optima.append(optimal_mixture(surface, limits, np.concatenate([mixture[None], pool])))
+        chosen, other = refit.predict(pair) @ importance
+        wins += (chosen < other) + 0.5 * (chosen == other)
+    optima = np.stack(optima)
+    low, high = np.percentile(optima, INTERVAL, axis=0)
+    better = wins / bootstraps
+    sentence = (
+        f"optimum of the losses that {len(proxies.weights)} proxies predict; in {better:.0%} of "
+        f"{bootstraps} bootstraps its loss is lower than the natural mixture's"
+    )
+    return MixtureChoice(mixture, "optimum", sentence, low, high, better, optima, fit.scores)
+
+
+def _best_proxy(
+    proxies: Proxies,
+    limits: Limits,
+    importance: np.ndarray,
+    scores: list[dict[str, Any]],
+    needed: int,
+) -> MixtureChoice:
+    """Return the proxy with the lowest loss among those that keep the limits."""
+    inside = (proxies.weights >= limits.lower - 1e-9) & (proxies.weights <= limits.upper + 1e-9)
+    allowed = np.flatnonzero(inside.all(1))
+    if not len(allowed):
+        raise UserError(
+            f"an optimum over {len(proxies.domains)} domains needs {needed} proxies, and none of "
+            f"these {len(proxies.weights)} keeps the limits."
+        )
+    losses = proxies.losses[allowed] @ importance
+    best = allowed[losses.argmin()]
+    sentence = (
+        f"a comparison, not an optimum: {len(proxies.weights)} proxies over "
+        f"{len(proxies.domains)} domains, where an optimum needs {needed}; proxy {best} has the "
+        f"lowest loss of the {len(allowed)} that keep the limits"
+    )
+    mixture = within_limits(limits, proxies.weights[best][None])[0]
+    none = np.empty((0, len(mixture)))
+    return MixtureChoice(mixture, "comparison", sentence, None, None, None, none, scores)
+
+
+def target_shares(targets: Any, importance: Mapping[str, float] | None) -> np.ndarray:
+    """Return the weight of each target in the loss [targets]; they sum to 1.
+
+    Raises: UserError for an unknown target, and weights that are negative or all 0.
+    """
+    if importance is None:
+        return np.full(len(targets), 1 / len(targets))
+    for name in importance:
+        if name not in targets:
+            raise UserError(f"importance of '{name}': no such target.{nearest(name, targets)}")
+    given = np.array([float(importance.get(name, 0)) for name in targets])
+    if not np.isfinite(given).all() or (given < 0).any() or not given.sum():
+        raise UserError(f"importance {dict(importance)}: expected numbers of 0 or more, not all 0.")
+    return given / given.sum()
+
+
+def bootstrap_fits(proxies: Proxies, fit: MixtureFit, count: int, random: np.random.Generator):
+    """Yield `count` refits, each to as many proxies, drawn from them with replacement.
+
+    A draw with fewer than three different proxies is drawn again.
+    """
+    for _ in range(count):
+        rows = np.zeros(1, int)
+        while len(np.unique(rows)) < 3:
+            rows = random.integers(len(proxies.weights), size=len(proxies.weights))
+        drawn = proxies._replace(weights=proxies.weights[rows], losses=proxies.losses[rows])
+        yield fit.refit(drawn)
+
+
+def _loss_surface(
+    fit: MixtureFit, importance: np.ndarray, natural: np.ndarray, penalty: float
+) -> Objective:
+    """Return the predicted loss of the basket plus penalty * KL(mixture || natural)."""
+
+    def surface(mixtures: np.ndarray) -> np.ndarray:
+        loss = fit.predict(mixtures) @ importance
+        if penalty:
+            # A weight of 0 counts 0, also where the natural one is 0.
+            ratio = np.maximum(mixtures, 1e-12) / np.maximum(natural, 1e-12)
+            loss = loss + penalty * (mixtures * np.log(ratio)).sum(1)
+        return loss
+
+    return surface
+
+
+def optimal_mixture(
+    surface: Objective, limits: Limits, pool: Float[np.ndarray, "m domains"]
+) -> Float[np.ndarray, " domains"]:
+    """Return the mixture within the limits at which the surface is lowest.
+
+    Args:
+      pool: mixtures within the limits; the search (SLSQP) goes on from the best of them.
+    """
+    optimize = studies_library("scipy.optimize")
+    free = limits.upper > limits.lower
+    values = surface(pool)
+    order = values.argsort()
+    best, best_value = pool[order[0]], values[order[0]]
+    if not free.any():
+        return best
+    scale = max(float(np.ptp(values)), 1e-12)
+    left = 1 - limits.lower[~free].sum()
+    bounds = np.sqrt(np.stack([limits.lower[free], limits.upper[free]], 1))
+    # The search moves square roots of weights: in these the surfaces are smooth, also near 0.
+    steps = STEP * np.eye(free.sum())
+
+    def value_and_slope(roots: np.ndarray) -> tuple[float, np.ndarray]:
+        around = np.concatenate([roots[None], roots + steps, roots - steps])
+        mixtures = np.tile(limits.lower, (len(around), 1))
+        mixtures[:, free] = around**2
+        found = surface(mixtures) / scale
+        ahead, behind = np.split(found[1:], 2)
+        return found[0], (ahead - behind) / (2 * STEP)
+
+    whole = {
+        "type": "eq",
+        "fun": lambda roots: roots @ roots - left,
+        "jac": lambda roots: 2 * roots,
+    }
+    for start in pool[order[:STARTS]]:
+        result = optimize.minimize(
+            value_and_slope,
+            np.sqrt(start[free]),
+            jac=True,
+            method="SLSQP",
+            bounds=bounds,
+            constraints=whole,
+            options={"ftol": 1e-10, "maxiter": 200},
+        )
+        mixture = limits.lower.copy()
+        mixture[free] = result.x**2
+        # The search keeps the limits only nearly.
+        mixture = within_limits(limits, mixture[None])[0]
+        value = surface(mixture[None])[0]
+        if value < best_value:
+            best, best_value = mixture, value
+    return best
