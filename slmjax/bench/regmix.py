@@ -26,7 +26,7 @@ import numpy as np
 from slmjax.bench import shell
 from slmjax.bench.peers import regmix_lightgbm
 from slmjax.errors import UserError
-from slmjax.studies.mixture_fit import Proxies, fit_mixture_losses, rank_correlation
+from slmjax.studies.mixture_fit import Proxies, check_proxies, fit_mixture_losses, rank_correlation
 
 TARGET = "pile_cc"  # the loss of the goals
 RESAMPLES = 400  # of the held-out runs, for an interval where all proxies are used at once
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser() / "regmix"
     proxies = read_runs(folder, "train", "1m")
     heldout = read_runs(folder, "test", arguments.heldout)
+    check_proxies(heldout)
     peers = []
     if regmix_lightgbm.has_lightgbm() and not arguments.no_peers:
         peers = list(regmix_lightgbm.PEERS)
@@ -101,15 +102,20 @@ def read_runs(folder: Path, part: str, size: str) -> Proxies:
     """Return RegMix's runs of a part ("train", "test") and size ("1m", "60m").
 
     The weights, which RegMix rounds to thousandths, are divided by their sum.
-    Raises: UserError where a file is missing, or weights and losses are not of the same runs.
+    Raises: UserError where a file is missing or no table, or weights and losses are not of the same
+      runs.
     """
     tables = []
     for kind in ("mixture", "pile_loss"):
         file = folder / f"{part}_{kind}_{size}.csv"
         if not file.is_file():
             raise UserError(f"{file} is missing; SLMJAX_SHARED names the folder with regmix/.")
-        head, *_ = file.read_text("utf-8").splitlines()
-        tables.append((head.split(",")[1:], np.genfromtxt(file, delimiter=",", skip_header=1)))
+        with file.open(encoding="utf-8") as lines:
+            names = next(lines, "").strip().split(",")[1:]
+            try:
+                tables.append((names, np.loadtxt(lines, delimiter=",", ndmin=2)))
+            except ValueError as error:
+                raise UserError(f"{file}: expected a table of numbers: {error}.") from error
     (domains, weights), (targets, losses) = tables
     if not np.array_equal(weights[:, 0], losses[:, 0]):
         raise UserError(f"{folder}: mixtures and losses of {part} {size} are not of the same runs.")

@@ -7,8 +7,14 @@ import numpy as np
 from jaxtyping import Float
 
 from slmjax.errors import UserError, nearest
-from slmjax.studies.mixture_fit import MixtureFit, Proxies, fit_mixture_losses
-from slmjax.studies.mixture_limits import Limits, dirichlet_mixtures, within_limits
+from slmjax.studies.mixture_fit import MixtureFit, Proxies, check_proxies, fit_mixture_losses
+from slmjax.studies.mixture_limits import (
+    Limits,
+    check_limits,
+    dirichlet_mixtures,
+    natural_shares,
+    within_limits,
+)
 from slmjax.studies.mixture_regressors import studies_library
 
 BOOTSTRAPS = 200
@@ -45,7 +51,7 @@ class MixtureChoice(NamedTuple):
 def choose_mixture(
     proxies: Proxies,
     limits: Limits,
-    natural: Float[np.ndarray, " domains"],
+    natural: Sequence[float] | np.ndarray,
     *,
     importance: Mapping[str, float] | None = None,
     penalty: float = 0.0,
@@ -58,23 +64,31 @@ def choose_mixture(
     proxy with the lowest loss among those that keep the limits.
 
     Args:
-      natural: shares that the mixture is compared with, such as those of the domains' tokens; where
-        they break the limits, the nearest mixture that keeps them.
+      natural: tokens of the domains, or their shares. The choice is compared with this mixture;
+        where it breaks the limits, with the nearest one that keeps them.
       importance: {target: weight in the loss that is minimised}; None: all equal.
       penalty: added to the loss times KL(mixture || natural).
       bootstraps: how often the proxies are drawn anew, with replacement.
-    Raises: UserError for what `fit_mixture_losses` refuses, an importance that does not fit the
-      targets, and too few proxies of which none keeps the limits.
+    Raises: UserError for what `fit_mixture_losses` refuses, other invalid arguments, limits that no
+      mixture keeps, and too few proxies of which none keeps the limits.
     """
-    fit = fit_mixture_losses(proxies)
+    check_proxies(proxies)
+    check_limits(limits, len(proxies.domains))
     importance = target_shares(proxies.targets, importance)
+    natural = natural_shares(natural)
+    if len(natural) != len(proxies.domains) or not penalty >= 0 or bootstraps < 2:
+        raise UserError(
+            f"expected {len(proxies.domains)} natural shares, a penalty of 0 or more and two "
+            f"bootstraps or more; found {len(natural)}, {penalty:g} and {bootstraps}."
+        )
+    fit = fit_mixture_losses(proxies)
     different = len(np.unique(proxies.weights, axis=0))
     needed = len(proxies.domains) + 2
     if different < needed:
         return _best_proxy(proxies, limits, importance, fit.scores, needed)
     natural = within_limits(limits, natural[None])[0]
     random = np.random.default_rng(seed)
-    pool = dirichlet_mixtures(np.maximum(natural, 1e-9), CANDIDATES, random)
+    pool = dirichlet_mixtures(natural, CANDIDATES, random)
     pool = np.concatenate([natural[None], within_limits(limits, pool)])
     surface = _loss_surface(fit, importance, natural, penalty)
     mixture = optimal_mixture(surface, limits, pool)
@@ -120,7 +134,7 @@ def _best_proxy(
     return MixtureChoice(mixture, "comparison", sentence, None, None, None, none, scores)
 
 
-def target_shares(targets: Any, importance: Mapping[str, float] | None) -> np.ndarray:
+def target_shares(targets: Sequence[str], importance: Mapping[str, float] | None) -> np.ndarray:
     """Return the weight of each target in the loss [targets]; they sum to 1.
 
     Raises: UserError for an unknown target, and weights that are negative or all 0.

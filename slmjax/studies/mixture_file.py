@@ -7,12 +7,11 @@ It also holds all inputs of the choice, so that the choice and its figures can b
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from slmjax.errors import UserError
 from slmjax.studies.mixture_choice import MixtureChoice
@@ -28,7 +27,7 @@ def write_weights(
     choice: MixtureChoice,
     proxies: Proxies,
     limits: Limits,
-    natural: Float[np.ndarray, " domains"],
+    natural: Sequence[float] | np.ndarray,
     settings: Mapping[str, Any],
 ) -> str:
     """Write a chosen mixture as JSON and return the hash of its inputs.
@@ -44,7 +43,7 @@ def write_weights(
         "losses": proxies.losses.tolist(),
         "lower": limits.lower.tolist(),
         "upper": limits.upper.tolist(),
-        "natural": np.asarray(natural).tolist(),
+        "natural": np.asarray(natural, float).tolist(),
         "settings": dict(settings),
     }
     intervals = None

@@ -26,7 +26,7 @@ class Limits(NamedTuple):
 
 def mixture_limits(
     domains: Sequence[str],
-    tokens: Sequence[float],
+    tokens: Sequence[float] | np.ndarray,
     budget: float,
     *,
     epochs: float = 4.0,
@@ -45,13 +45,15 @@ def mixture_limits(
     """
     if len(domains) < 2:
         raise UserError(f"a mixture needs two domains or more; found {len(domains)}.")
-    if not budget > 0 or not epochs > 0 or min(tokens) < 0 or len(tokens) != len(domains):
+    amounts = np.asarray(tokens, float)
+    valid = len(amounts) == len(domains) and np.isfinite(amounts).all() and (amounts >= 0).all()
+    if not valid or not budget > 0 or not epochs > 0:
         raise UserError(
             f"expected tokens of {len(domains)} domains, and a budget and epochs above 0; found "
             f"{list(tokens)}, {budget:g} and {epochs:g}."
         )
     lower = np.zeros(len(domains))
-    upper = np.minimum(epochs * np.asarray(tokens, float) / budget, 1.0)
+    upper = np.minimum(epochs * amounts / budget, 1.0)
     for name, share in (fixed or {}).items():
         if name not in domains:
             raise UserError(f"fixed share of '{name}': no such domain.{nearest(name, domains)}")
@@ -62,15 +64,38 @@ def mixture_limits(
                 f"{epochs:g} epochs of it."
             )
         lower[number] = upper[number] = share
+    limits = Limits(lower, upper)
+    check_limits(limits, len(domains))
+    return limits
+
+
+def check_limits(limits: Limits, domains: int) -> None:
+    """Raises: UserError for limits of another number of domains, or that no mixture keeps."""
+    lower, upper = limits
+    if len(lower) != domains or len(upper) != domains:
+        raise UserError(f"expected limits of {domains} domains, found {len(lower)}.")
+    if not (lower >= 0).all() or not (lower <= upper).all():
+        raise UserError(f"expected limits 0 <= lower <= upper, found {lower} and {upper}.")
     if upper.sum() < 1 - ROUNDING:
         raise UserError(
-            f"no mixture keeps these limits: {epochs:g} epochs and the fixed shares allow "
-            f"{upper.sum():.4g} of the run's {budget:,.0f} tokens; allow more epochs, add text or "
-            "train on fewer tokens."
+            f"no mixture keeps the limits: the largest weights sum to {upper.sum():.4g}; allow "
+            "more epochs or larger fixed shares, add text, or train on fewer tokens."
         )
     if lower.sum() > 1 + ROUNDING:
-        raise UserError(f"the fixed shares sum to {lower.sum():.4g}; expected at most 1.")
-    return Limits(lower, upper)
+        raise UserError(
+            f"no mixture keeps the limits: the smallest weights sum to {lower.sum():.4g}."
+        )
+
+
+def natural_shares(amounts: Sequence[float] | np.ndarray) -> Float[np.ndarray, " domains"]:
+    """Return each domain's share of all tokens, from its tokens or its share.
+
+    Raises: UserError for amounts that are negative, not finite or all 0.
+    """
+    given = np.asarray(amounts, float)
+    if not np.isfinite(given).all() or (given < 0).any() or not given.sum():
+        raise UserError(f"expected tokens or shares of 0 or more, not all 0; found {given}.")
+    return given / given.sum()
 
 
 def within_limits(
@@ -105,7 +130,7 @@ def dirichlet_mixtures(
 
 
 def proxy_mixtures(
-    natural: Float[np.ndarray, " domains"], limits: Limits, count: int, seed: int
+    natural: Sequence[float] | np.ndarray, limits: Limits, count: int, seed: int
 ) -> Float[np.ndarray, "count domains"]:
     """Return different mixtures for proxies, a pure function of the arguments.
 
@@ -113,19 +138,26 @@ def proxy_mixtures(
     are thrown away, and so are those that agree with another one in multiples of FLOOR.
 
     Args:
-      natural: shares of the domains, such as those of their tokens; sum to 1.
+      natural: tokens of the domains, or their shares.
       limits: fixed shares are kept, and the free domains share what is left.
     Source: Liu et al. 2024 (RegMix), whose own code does not scale after the floor.
-    Raises: UserError where too few draws keep the limits.
+    Raises: UserError for invalid arguments, and where too few draws keep the limits.
     """
-    random = np.random.default_rng(seed)
+    natural = natural_shares(natural)
+    check_limits(limits, len(natural))
     free = limits.upper > limits.lower
+    if count < 1 or free.sum() < 2 or not natural[free].sum():
+        raise UserError(
+            "expected one mixture or more, of two domains or more that have text and no fixed "
+            f"share; found {count} of {free.sum()}."
+        )
+    random = np.random.default_rng(seed)
     left = 1 - limits.lower[~free].sum()
     kept = np.empty((0, len(natural)))
     for _ in range(MOST_DRAWS // 10):
         draws = np.tile(limits.lower, (10 * count, 1))
         shares = dirichlet_mixtures(natural[free], 10 * count, random)
-        shares[shares < FLOOR] = 0
+        shares[left * shares < FLOOR] = 0
         draws[:, free] = left * shares / shares.sum(1, keepdims=True)
         allowed = (draws <= limits.upper + ROUNDING).all(1)
         kept = np.concatenate([kept, draws[allowed]])

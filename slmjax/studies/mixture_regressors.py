@@ -61,21 +61,21 @@ def fit_ridge(weights: Weights, losses: Losses, settings: Any = None) -> FittedR
     """
     linear_model = studies_library("sklearn.linear_model")
     roots, logs = np.sqrt(weights), np.log(losses)
-    # In units of their standard deviation all targets count equally in the choice.
-    scale = logs.std(0)
-    penalties = RIDGE_PENALTIES if settings is None else [settings]
-    # With a scoring, cv_results_ are the predictions that leave one out, in closed form.
-    model = linear_model.RidgeCV(
-        penalties, scoring="neg_mean_squared_error", store_cv_results=True
-    ).fit(roots, logs / scale)
     left_out = None
     if settings is None:
-        settings = float(model.alpha_)
+        # In units of their standard deviation all targets count equally in the choice.
+        scale = logs.std(0)
+        # With a scoring, cv_results_ are the predictions that leave one out, in closed form.
+        search = linear_model.RidgeCV(
+            RIDGE_PENALTIES, scoring="neg_mean_squared_error", store_cv_results=True
+        ).fit(roots, logs / scale)
+        settings = float(search.alpha_)
         chosen = list(RIDGE_PENALTIES).index(settings)
-        left_out = np.exp(scale * model.cv_results_[..., chosen])
+        left_out = np.exp(scale * search.cv_results_[..., chosen])
+    model = linear_model.Ridge(settings).fit(roots, logs)
 
     def predict(mixtures: np.ndarray) -> np.ndarray:
-        return np.exp(scale * model.predict(np.sqrt(mixtures)).reshape(len(mixtures), -1))
+        return np.exp(model.predict(np.sqrt(mixtures)).reshape(len(mixtures), -1))
 
     return FittedRegressor(predict, settings, left_out)
 
@@ -132,8 +132,8 @@ def fit_law(weights: Weights, losses: Losses, settings: Any = None) -> FittedReg
     penalty chooses the t whose mean is 0.
 
     Args:
-      settings: (penalty, parameters to start from [targets, 2 + domains]); None chooses the penalty
-        by leave-one-out over LAW_PENALTIES and starts from LAW_STARTS.
+      settings: (penalty, parameters [targets, 2 + domains] to start from, or None for LAW_STARTS);
+        without settings the penalty is chosen by leave-one-out over LAW_PENALTIES.
     Returns: `parameters` [targets, 2 + domains] are c, k and t of each target.
     Source: Ye et al. 2024 (Data Mixing Laws), equation 7, with a Huber loss.
     Raises: UserError without scipy or scikit-learn.
