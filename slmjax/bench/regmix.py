@@ -53,13 +53,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return {"bench", "heldout", "rows", "sets"}.
 
     rows: for each number of proxies and regressor rank and regret on TARGET, means over subsets
-      with their standard deviations, and means over all losses. Last are the paired differences
-      to LightGBM. With all proxies there is one subset; instead of the standard
-      deviation over subsets there is that over bootstraps of the held-out runs, with the 95 %
-      interval of the rank.
+      with their standard deviations, percentiles 2.5 and 97.5 of the rank, and means over all
+      losses. Last are the paired differences to LightGBM. With all proxies there is one subset:
+      standard deviations and percentiles are over bootstraps of the held-out runs.
     sets: mean rank and regret of each loss.
 
-    Raises: UserError without RegMix's runs, and for more proxies than there are.
+    Raises: UserError without RegMix's runs, for more proxies than there are, and one subset.
     """
     folder = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser() / "regmix"
     proxies = read_runs(folder, "train", "1m")
@@ -72,6 +71,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, losses = [], []
     if max(arguments.proxies) > len(proxies.weights):
         raise UserError(f"--proxies: there are {len(proxies.weights)}.")
+    if arguments.subsets < 2:
+        raise UserError(f"--subsets: expected 2 or more, found {arguments.subsets}.")
     for count in arguments.proxies:
         # There is one subset of all proxies.
         subsets = arguments.subsets if count < len(proxies.weights) else 1

@@ -174,7 +174,8 @@ def probability_better(
     """Return the probability that an optimum has a lower loss than the natural mixture.
 
     The optimum of each bootstrap is judged by all the other bootstraps, not by itself: an optimum
-    looks best to the proxies that chose it. A tie counts half.
+    looks best to the proxies that chose it. A tie counts half. The bootstraps show the noise of
+    the proxies, but no error of form that all regressors share: for that, train both mixtures.
     """
     mixtures = np.concatenate([natural[None], optima])
     losses = np.stack([refit.predict(mixtures) @ importance for refit in refits])

@@ -215,7 +215,8 @@ def _law_search(
     pull to the middle, since c is free where all of t is near 0.
     """
     optimize, special = studies_library("scipy.optimize"), studies_library("scipy.special")
-    lowest, scale = values.min(), values.std()
+    # A few proxies may have the same loss.
+    lowest, scale = values.min(), values.std() or 1.0
     root = np.sqrt(penalty)
     pull = 0.03
     domains = weights.shape[1]

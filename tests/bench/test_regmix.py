@@ -100,6 +100,8 @@ def test_rounded_weights_are_scaled_to_sum_to_one(shared):
 def test_files_that_do_not_fit_and_too_many_proxies_are_refused(shared):
     with pytest.raises(UserError, match="--proxies: there are 8"):
         regmix.run(asked(proxies=[9]))
+    with pytest.raises(UserError, match="--subsets: expected 2 or more, found 1"):
+        regmix.run(asked(subsets=1))
     write(shared, "test", "60m", np.ones((2, 3)), np.ones((2, 2)), first=7)
     with pytest.raises(UserError, match="test 60m are not of the same runs"):
         regmix.run(asked())

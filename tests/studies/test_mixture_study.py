@@ -240,6 +240,13 @@ def test_too_few_proxies_give_a_comparison_in_words():
         choose_mixture(proxies, Limits(np.full(4, 0.25), np.full(4, 0.25)), NATURAL)
 
 
+def test_three_proxies_of_which_two_have_one_loss_can_be_compared():
+    losses = np.array([[2.0, 3.0], [2.0, 2.5], [3.0, 2.5]])
+    choice = choose_mixture(Proxies(DOMAINS, np.eye(4)[:3], ("one", "two"), losses), FREE, NATURAL)
+    np.testing.assert_allclose(choice.mixture, np.eye(4)[1], atol=1e-6)
+    assert all(np.isfinite(row["error"]) for row in choice.scores)
+
+
 def test_the_choice_is_a_pure_function_of_its_arguments():
     proxies = proxies_of(law, 8, 0.05)
     first, again, other = [
