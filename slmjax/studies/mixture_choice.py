@@ -36,6 +36,7 @@ class MixtureChoice(NamedTuple):
       comparison.
     optima: [bootstraps, domains]; none for a comparison.
     scores: see `MixtureFit`.
+    settings: the arguments importance, penalty, bootstraps and seed.
     """
 
     mixture: Float[np.ndarray, " domains"]
@@ -46,6 +47,7 @@ class MixtureChoice(NamedTuple):
     better: float | None
     optima: Float[np.ndarray, "bootstraps domains"]
     scores: list[dict[str, Any]]
+    settings: dict[str, Any]
 
 
 def choose_mixture(
@@ -74,7 +76,13 @@ def choose_mixture(
     """
     check_proxies(proxies)
     check_limits(limits, len(proxies.domains))
-    importance = target_shares(proxies.targets, importance)
+    shares = target_shares(proxies.targets, importance)
+    settings = {
+        "importance": dict(zip(proxies.targets, shares.tolist(), strict=True)),
+        "penalty": penalty,
+        "bootstraps": bootstraps,
+        "seed": seed,
+    }
     natural = natural_shares(natural)
     if len(natural) != len(proxies.domains) or not penalty >= 0 or bootstraps < 2:
         raise UserError(
@@ -83,28 +91,29 @@ def choose_mixture(
         )
     fit = fit_mixture_losses(proxies)
     different = len(np.unique(proxies.weights, axis=0))
-    needed = len(proxies.domains) + 2
-    if different < needed:
-        return _best_proxy(proxies, limits, importance, fit.scores, needed)
+    if different < _needed(proxies):
+        return _best_proxy(proxies, limits, shares, fit.scores, settings)
     natural = within_limits(limits, natural[None])[0]
     random = np.random.default_rng(seed)
     pool = dirichlet_mixtures(natural, CANDIDATES, random)
     pool = np.concatenate([natural[None], within_limits(limits, pool)])
-    surface = _loss_surface(fit, importance, natural, penalty)
+    surface = _loss_surface(fit, shares, natural, penalty)
     mixture = optimal_mixture(surface, limits, pool)
     refits = list(bootstrap_fits(proxies, fit, bootstraps, random))
     optima = []
     for refit in refits:
-        surface = _loss_surface(refit, importance, natural, penalty)
+        surface = _loss_surface(refit, shares, natural, penalty)
         optima.append(optimal_mixture(surface, limits, np.concatenate([mixture[None], pool])))
     optima = np.stack(optima)
     low, high = np.percentile(optima, INTERVAL, axis=0)
-    better = probability_better(refits, optima, natural, importance)
+    better = probability_better(refits, optima, natural, shares)
     sentence = (
         f"optimum of the losses that {len(proxies.weights)} proxies predict; its loss is lower "
         f"than the natural mixture's with probability {better:.2f} ({bootstraps} bootstraps)"
     )
-    return MixtureChoice(mixture, "optimum", sentence, low, high, better, optima, fit.scores)
+    return MixtureChoice(
+        mixture, "optimum", sentence, low, high, better, optima, fit.scores, settings
+    )
 
 
 def _best_proxy(
@@ -112,26 +121,31 @@ def _best_proxy(
     limits: Limits,
     importance: np.ndarray,
     scores: list[dict[str, Any]],
-    needed: int,
+    settings: dict[str, Any],
 ) -> MixtureChoice:
     """Return the proxy with the lowest loss among those that keep the limits."""
     inside = (proxies.weights >= limits.lower - 1e-9) & (proxies.weights <= limits.upper + 1e-9)
     allowed = np.flatnonzero(inside.all(1))
     if not len(allowed):
         raise UserError(
-            f"an optimum over {len(proxies.domains)} domains needs {needed} proxies, and none of "
-            f"these {len(proxies.weights)} keeps the limits."
+            f"an optimum over {len(proxies.domains)} domains needs {_needed(proxies)} proxies, and "
+            f"none of these {len(proxies.weights)} keeps the limits."
         )
     losses = proxies.losses[allowed] @ importance
     best = allowed[losses.argmin()]
     sentence = (
         f"a comparison, not an optimum: {len(proxies.weights)} proxies over "
-        f"{len(proxies.domains)} domains, where an optimum needs {needed}; proxy {best} has the "
-        f"lowest loss of the {len(allowed)} that keep the limits"
+        f"{len(proxies.domains)} domains, where an optimum needs {_needed(proxies)}; proxy {best} "
+        f"has the lowest loss of the {len(allowed)} that keep the limits"
     )
     mixture = within_limits(limits, proxies.weights[best][None])[0]
     none = np.empty((0, len(mixture)))
-    return MixtureChoice(mixture, "comparison", sentence, None, None, None, none, scores)
+    return MixtureChoice(mixture, "comparison", sentence, None, None, None, none, scores, settings)
+
+
+def _needed(proxies: Proxies) -> int:
+    """Return how many different mixtures an optimum needs."""
+    return len(proxies.domains) + 2
 
 
 def target_shares(targets: Sequence[str], importance: Mapping[str, float] | None) -> np.ndarray:

@@ -7,7 +7,7 @@ It also holds all inputs of the choice, so that the choice and its figures can b
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,11 @@ def write_weights(
     proxies: Proxies,
     limits: Limits,
     natural: Sequence[float] | np.ndarray,
-    settings: Mapping[str, Any],
 ) -> str:
     """Write a chosen mixture as JSON and return the hash of its inputs.
 
     Args:
       proxies, limits, natural: as given to `choose_mixture`.
-      settings: its other arguments, as JSON.
     """
     inputs = {
         "domains": list(proxies.domains),
@@ -44,7 +42,7 @@ def write_weights(
         "lower": limits.lower.tolist(),
         "upper": limits.upper.tolist(),
         "natural": np.asarray(natural, float).tolist(),
-        "settings": dict(settings),
+        "settings": choice.settings,
     }
     intervals = None
     if choice.low is not None:

@@ -358,7 +358,7 @@ def test_a_weights_file_gives_a_phase_its_weights_and_keeps_what_chose_them(tmp_
     proxies = proxies_of(law, 8, 0.02)
     choice = choose_mixture(proxies, FREE, NATURAL, bootstraps=3)
     path = tmp_path / "mixture.json"
-    inputs_hash = write_weights(path, choice, proxies, FREE, NATURAL, {"bootstraps": 3})
+    inputs_hash = write_weights(path, choice, proxies, FREE, NATURAL)
     (phase,) = parse_phases([{"until": 1.0, "weights": read_weights(path)}])
     np.testing.assert_array_equal(list(phase.weights.values()), choice.mixture)
     content = json.loads(path.read_text())
@@ -366,10 +366,11 @@ def test_a_weights_file_gives_a_phase_its_weights_and_keeps_what_chose_them(tmp_
         content["inputs_hash"] == inputs_hash
         and content["inputs"]["losses"] == proxies.losses.tolist()
     )
+    assert content["inputs"]["settings"]["bootstraps"] == 3
     again = tmp_path / "again.json"
-    assert write_weights(again, choice, proxies, FREE, NATURAL, {"bootstraps": 3}) == inputs_hash
+    assert write_weights(again, choice, proxies, FREE, NATURAL) == inputs_hash
     moved = proxies._replace(losses=proxies.losses + 1e-9)
-    assert write_weights(again, choice, moved, FREE, NATURAL, {"bootstraps": 3}) != inputs_hash
+    assert write_weights(again, choice, moved, FREE, NATURAL) != inputs_hash
 
 
 @pytest.mark.parametrize(
@@ -384,7 +385,7 @@ def test_a_weights_file_gives_a_phase_its_weights_and_keeps_what_chose_them(tmp_
 def test_a_changed_weights_file_is_refused(tmp_path, change, words):
     path = tmp_path / "mixture.json"
     choice = choose_mixture(proxies_of(law, 5, 0.02), FREE, NATURAL)
-    write_weights(path, choice, proxies_of(law, 5, 0.02), FREE, NATURAL, {})
+    write_weights(path, choice, proxies_of(law, 5, 0.02), FREE, NATURAL)
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
