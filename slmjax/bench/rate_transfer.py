@@ -11,8 +11,6 @@ import argparse
 import glob
 from collections.abc import Sequence
 
-from etils import epath
-
 from slmjax import cli
 from slmjax.config import FIELDS
 from slmjax.errors import UserError

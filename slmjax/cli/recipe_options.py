@@ -140,7 +140,7 @@ def _resize(
     """
     # Imported late, as only --params needs them.
     from slmjax.models.choose_shape import parse_params, reshape
-    from slmjax.train.transfer import explain, transfer
+    from slmjax.train.transfer import transfer, transfer_lines
 
     # After the overrides, since the shape depends on the pattern and the vocabulary.
     before = configs.freeze(config)
@@ -162,7 +162,7 @@ def _resize(
     apply_overrides(config, given)
     final = configs.freeze(config)
     names = [_assigned_field(text) for text in given]
-    config.model.transfer = explain(base, final.model, final.train, names)
+    config.model.transfer = transfer_lines(base, final.model, final.train, names)
 
 
 def _check_set_once(params: str, decided: Container[str], assignments: Sequence[str]) -> None:

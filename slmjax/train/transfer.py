@@ -1,4 +1,4 @@
-"""The rule by which learning rate, initial scale and weight decay follow the size of a model.
+"""The rule by which learning rates, initial scales and weight decay follow a model's size.
 
 It serves --params and the studies. What it changes are factors on initial values and learning
 rates: the forward pass stays as it is, and so do exports.
@@ -21,12 +21,13 @@ def transfer(base: ModelConfig, target: ModelConfig, train: TrainConfig) -> dict
     They are model.multipliers and train.decay_lr. With w the ratio of widths and d that of layers,
     target over base, and everything else equal:
 
-    | group      | initial scale | rate, AdamW | rate, Muon    |
-    |------------|---------------|-------------|---------------|
-    | embedding  | 1             | 1           | by AdamW      |
-    | matrix     | 1             | 1 / w       | 1 / sqrt(w)   |
-    | residual   | 1 / sqrt(d)   | 1 / (w d)   | 1/(sqrt(w) d) |
-    | final_norm | 1 / w         | 1 / w       | by AdamW      |
+    | group      | initial scale | rate, AdamW     | rate, Muon            |
+    |------------|---------------|-----------------|-----------------------|
+    | embedding  | 1             | 1               | as AdamW              |
+    | matrix     | 1             | 1 / (w sqrt(d)) | 1 / (sqrt(w) sqrt(d)) |
+    | residual   | 1             | 1 / (w d)       | 1 / (sqrt(w) d)       |
+    | vector     | 1             | 1 / sqrt(d)     | as AdamW              |
+    | final_norm | 1 / w         | 1 / w           | as AdamW              |
 
     Other groups keep their values. The derivations:
 
@@ -42,8 +43,13 @@ def transfer(base: ModelConfig, target: ModelConfig, train: TrainConfig) -> dict
     both (Yang et al. 2022, appendix B.1). It lies in the initial gain of the final norm, whose rate
     has the same factor. An untied head is treated in the same way.
 
-    Depth. Each block must add 1 / d to the residual stream, and change that by 1 / d (CompleteP, Dey
-    et al. 2025, with alpha = 1). Initial values have 1 / sqrt(d) already (`residual_scale`).
+    Depth. Blocks write 1 / sqrt(d) each, which their initial values do already (`residual_scale`),
+    so that independent writes add up to the same stream. Changes agree with each other and add up d
+    times: each block may change what it writes by 1 / d. The matrix that writes has 1 / d; the
+    matrices and gains before it reach the stream through its 1 / sqrt(d), and have 1 / sqrt(d)
+    themselves (Bordelon et al. 2023; Yang et al. 2023, Tensor Programs VI). CompleteP (Dey et al.
+    2025) takes writes of 1 / d and rates without sqrt(d). It assumes an embedding as large as the
+    stream; ours starts at 0.02, and the coordinate checks are not flat with it.
 
     Decay. A step shrinks weights by weight_decay times decay_lr, the base's rate, at any size and
     any train.lr (Loshchilov and Hutter 2019; Wortsman et al. 2023; Wang and Aitchison 2024).
@@ -60,25 +66,31 @@ def transfer(base: ModelConfig, target: ModelConfig, train: TrainConfig) -> dict
     width = target.width / base.width
     depth = target.layers / base.layers
     hidden = width ** -WIDTH_POWER[train.optimizer]
-    scales = {"residual": depth**-0.5, "final_norm": 1 / width}
-    rates = {"matrix": hidden, "residual": hidden / depth, "final_norm": 1 / width}
+    rates = {
+        "matrix": hidden * depth**-0.5,
+        "residual": hidden / depth,
+        "vector": depth**-0.5,
+        "final_norm": 1 / width,
+    }
     decay_lr = train.decay_lr or train.lr
 
     multipliers = {group: dict(values) for group, values in base.multipliers.items()}
-    for group in ("matrix", "residual", "head", "final_norm"):
+    for group in ("head", *rates):
         factors = {"lr": group_multiplier(base.multipliers, group, "lr")}
         if group in DECAYING_GROUPS:
             factors["decay"] = group_multiplier(base.multipliers, group, "decay")
             if not train.decay_lr:
                 # Until now its own rate was part of its decay.
                 factors["decay"] *= factors["lr"]
-        factors["init"] = _initial_scale(base, group) * scales.get(group, 1.0)
+        factors["init"] = _initial_scale(base, group)
+        if group == "final_norm":
+            factors["init"] /= width
         factors["lr"] *= rates.get(group, 1.0)
         multipliers[group] = factors
     return {"model.multipliers": _without_ones(multipliers), "train.decay_lr": decay_lr}
 
 
-def explain(
+def transfer_lines(
     base: ModelConfig, target: ModelConfig, train: TrainConfig, given: Collection[str] = ()
 ) -> tuple[str, ...]:
     """Return what the rule set and why, one line for each group and for the decay.
@@ -95,9 +107,10 @@ def explain(
     root = " root of the" if train.optimizer == "muon" else ""
     whys = {
         "embedding": "a look-up, at any width as it was",
-        "matrix": f"{optimizer}, divided by the{root} ratio of widths",
-        "residual": "as matrix, and divided by the ratio of layers",
-        "final_norm": "divided by the ratio of widths, as the logits sum over the width",
+        "matrix": f"{optimizer}, over the{root} ratio of widths and the root of that of layers",
+        "residual": f"{optimizer}, over the{root} ratio of widths and the ratio of layers",
+        "vector": "over the root of the ratio of layers",
+        "final_norm": "over the ratio of widths, as logits sum over the width",
     }
     whole = "model.multipliers"
     lines = [

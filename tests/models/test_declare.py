@@ -135,7 +135,7 @@ MISTAKES = [
     ),
     (
         {"group": "matrices", "inputs": (0,)},
-        "weight 'one': unknown group 'matrices'; there is embedding, head, matrix, vector",
+        "weight 'one': unknown group 'matrices'; there is embedding, head, matrix, residual, vector, final_norm",
     ),
     (
         {"inputs": (0,), "outputs": (0, 1)},

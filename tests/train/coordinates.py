@@ -71,7 +71,8 @@ def _trained(arch, train, params, rates):
         return optimizer.update(gradients, state, params, jnp.float32(1)), seen
 
     _, seen = jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS + 1)
-    return tuple(jax.tree.map(lambda values: values[i], seen) for i in (0, STEPS))
+    before = {kind: values[0] for kind, values in seen.items()}
+    return before, {kind: values[-1] for kind, values in seen.items()}
 
 
 def activations(arch, params, tokens):

@@ -39,8 +39,9 @@ def test_the_factors_are_those_of_the_table(optimizer, power):
     assert fields["train.decay_lr"] == 2e-3
     hidden = 4.0**-power
     assert fields["model.multipliers"] == {
-        "matrix": {"lr": hidden},
-        "residual": {"init": 0.5, "lr": hidden / 4},
+        "matrix": {"lr": hidden / 2},
+        "residual": {"lr": hidden / 4},
+        "vector": {"lr": 0.5},
         "final_norm": {"init": 0.25, "lr": 0.25},
     }
 
@@ -149,7 +150,7 @@ def test_activations_change_as_much_at_every_size_with_the_rule_and_not_without(
 def test_params_sets_what_transfers_and_says_why():
     config = config_of("--params=50m")
     width, depth = config.model.width / 192, config.model.layers / 16
-    assert config.model.multipliers["matrix"]["lr"] == pytest.approx(width**-0.5)
+    assert config.model.multipliers["matrix"]["lr"] == pytest.approx((width * depth) ** -0.5)
     assert config.model.multipliers["residual"]["lr"] == pytest.approx(width**-0.5 / depth)
     assert config.train.decay_lr == config.train.lr == 3e-3
     first, *lines = config.model.transfer
@@ -158,11 +159,12 @@ def test_params_sets_what_transfers_and_says_why():
         "embedding",
         "matrix",
         "residual",
+        "vector",
         "final_norm",
         "decay",
     ]
-    assert lines[1].startswith("matrix rate 0.00212, initial scale x 1: Muon")
-    assert lines[4].startswith("decay 0.0003 a step")
+    assert lines[1].startswith("matrix rate 0.0016, initial scale x 1: Muon")
+    assert lines[5].startswith("decay 0.0003 a step")
     plain = config_of()
     assert (plain.model.multipliers, plain.model.transfer, plain.train.decay_lr) == ({}, (), 0)
 
@@ -188,4 +190,4 @@ def test_what_the_command_line_sets_wins_over_the_rule_and_is_said():
     config = config_of("--params=50m", "--config.model.multipliers={}")
     assert config.model.multipliers == {}
     said = [line.split()[0] for line in config.model.transfer if "command line" in line]
-    assert said == ["embedding", "matrix", "residual", "final_norm"]
+    assert said == ["embedding", "matrix", "residual", "vector", "final_norm"]
