@@ -39,7 +39,8 @@ usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIEL
   --trust=NAME           code of this name (MODULE:CLASS) may be imported, though a config.json or
                          a teacher's checkpoint names it
   --params=50m           a model of this many parameters, deep and thin, instead of the recipe's
-                         shape
+                         shape; initial scales, learning rates and weight decay follow from the
+                         recipe's own (config.model.multipliers, config.train.decay_lr)
   --coordinator=H:P --processes=N --process=I
                          for several processes where they do not learn of each other otherwise
 

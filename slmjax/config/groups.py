@@ -64,9 +64,16 @@ class ModelConfig:
     tied: bool = setting(True, "the head is the embedding, transposed")
     multipliers: dict = setting(
         {},
-        "{group: {init, lr, decay}} for embedding, head, matrix, vector, own (parameters of your "
-        "own mixers that are not declared); init: not for own; decay: for head and matrix only; 1 "
-        "where not named",
+        "{group: {init, lr, decay}} for embedding, head, matrix (its part residual writes into the "
+        "residual stream), vector (its part final_norm is the gain before the head), own "
+        "(parameters of your own mixers that are not declared); init: not for own; decay: for "
+        "head, matrix and residual only; 1 where not named",
+    )
+    transfer: tuple[str, ...] = setting(
+        (),
+        "set by --params: what model.multipliers and train.decay_lr were set to for the new size, "
+        "and why, one line each",
+        affects="bookkeeping",
     )
     attention: str = setting(
         "auto",
@@ -195,7 +202,18 @@ class TrainConfig:
         "groups (embedding, head, matrix, vector, own) or path patterns that are trained, e.g. "
         "'stack/*'; empty: all",
     )
-    weight_decay: float = setting(0.1, "decoupled, on matrices and an untied head", NOT_NEGATIVE)
+    weight_decay: float = setting(
+        0.1,
+        "decoupled, on matrices and an untied head; a step shrinks them by weight_decay times "
+        "decay_lr times the schedule's factor",
+        NOT_NEGATIVE,
+    )
+    decay_lr: float = setting(
+        0.0,
+        "learning rate that weight_decay is multiplied by, so that a sweep over lr leaves the "
+        "decay as it is; 0: lr, times its group's multiplier",
+        NOT_NEGATIVE,
+    )
     b2: float = setting(0.95, "decay of AdamW's second moment", SHARE)
     eps: float = setting(1e-8, "added to the root of the second moment", NOT_NEGATIVE)
     clip: float = setting(1.0, "largest global gradient norm; 0: none", NOT_NEGATIVE)

@@ -238,7 +238,7 @@ def _print_banner(run: Run, facts: Facts) -> None:
         "devices": f"{mesh.size} x {program.device.name}{axes}",
     }
     # A reason's first word is the name of what was chosen.
-    for reason in program.reasons:
+    for reason in (*run.config.model.transfer, *program.reasons):
         name, _, sentence = reason.partition(" ")
         lines[name] = sentence
     pieces = program.model.chunks
