@@ -75,7 +75,9 @@ def test_every_link_of_a_page_leads_somewhere(name):
 def test_every_config_field_that_the_pages_and_the_scripts_name_exists():
     text = EVERYTHING + "".join(script.read_text() for script in SCRIPTS)
     named = set(re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", text))
-    own = re.compile(r"data\.sources\.(web|chats|dialogues|pairs)\.\w+|curate\.(rules|languages)\.\w+")
+    own = re.compile(
+        r"data\.sources\.(web|chats|dialogues|pairs)\.\w+|curate\.(rules|languages)\.\w+"
+    )
     unknown = {name for name in named - set(configs.FIELDS) if not own.fullmatch(name)}
     assert len(named) > 20
     assert not unknown

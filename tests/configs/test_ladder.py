@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slmjax import config as configs
-from slmjax.data.phases import parse_phases
+from slmjax.config.run_phases import parse_phases
 from slmjax.models import choose_shape, sizes
 from slmjax.models.pattern import from_config
 from slmjax.text.sources import parse_sources
