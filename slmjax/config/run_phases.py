@@ -153,13 +153,20 @@ def phases_before(data: Any, train: Any, step: int) -> tuple[dict[str, Any], ...
     Args:
       data, train: config.data and config.train of the run. Its learning rate is constant there,
         but for the warmup, unless its schedule is "phases".
+    Raises: UserError for a step in which weights or rate are changing.
     """
     kept = []
     for phase in run_phases(data, train):
         steps = min(step, phase.stop) - phase.first
         if steps <= 0:
             break
-        entry: dict[str, Any] = {"tokens": steps * phase.step_tokens, "rate": phase.rate or (1, 1)}
+        begin, end = phase.rate or (1, 1)
+        if step < phase.stop and (steps < phase.ramp or begin != end):
+            raise UserError(
+                f"step {step} lies where the weights or the rate of config.data.phases change, so "
+                "the steps before it are no phases of their own."
+            )
+        entry: dict[str, Any] = {"tokens": steps * phase.step_tokens, "rate": (begin, end)}
         if phase.weights is not None:
             entry["weights"] = dict(phase.weights)
         if phase.ramp:
@@ -270,5 +277,5 @@ def _check_ramp(number: int, phase: Phase, length: float, begun: bool) -> None:
     if not 0 <= phase.ramp <= length + ROUNDING:
         raise UserError(
             f"config.data.phases[{number}].ramp is {phase.ramp}; "
-            f"expected 0 to {length:.3g}, the phase's own length{reason}."
+            f"expected 0 to {length:g}, the phase's own length{reason}."
         )

@@ -56,8 +56,8 @@ def check_branch(init_from: str, config: Config) -> list[int]:
     if not usable:
         raise UserError(
             f"--init_from={init_from}: the learning rates of both runs agree in the first {shared} "
-            f"steps, but its checkpoints are of step {_listed(steps)}"
-            f"{_differences(parent, config, ('order', 'rate'))}."
+            f"steps, but its checkpoints are of step {_listed(steps)}; different are "
+            f"{_differing(parent, config, OF_RATE)}."
         )
     return usable
 
@@ -91,7 +91,7 @@ def branch(
         parent = freeze(from_dict(meta["config"]))
         raise UserError(
             f"--init_from={init_from}: the {what} of its checkpoints (of step {_listed(by_rate)}) "
-            f"is not this run's{_differences(parent, config, ('order',))}."
+            f"is not this run's; different are {_differing(parent, config)}."
         )
 
     def read(step: int, meta: dict) -> RestoredItems:
@@ -109,7 +109,8 @@ def branch(
 
 def _check_config(init_from: str, parent: Config, config: Config) -> None:
     """Raises: UserError naming the fields that differ and must not."""
-    sentences = differing_fields(to_dict(parent), to_dict(config), ("learning", "chance"), OWN)
+    differing = differing_fields(to_dict(parent), to_dict(config), ("learning", "chance"))
+    sentences = [sentence for name, sentence in differing.items() if name not in OWN]
     if sentences:
         raise UserError(
             f"--init_from={init_from}: a branch goes on with its parent's config, but "
@@ -118,15 +119,14 @@ def _check_config(init_from: str, parent: Config, config: Config) -> None:
         )
 
 
-def _differences(parent: Config, config: Config, kinds: Sequence[str]) -> str:
-    """Return in words which fields of some kinds differ; "rate" stands for OF_RATE."""
+def _differing(parent: Config, config: Config, fields: Sequence[str] = ()) -> str:
+    """Return the names of the fields that differ and decide the order of the data, or `fields`."""
     stored, now = to_dict(parent), to_dict(config)
-    sentences = differing_fields(stored, now, ("order",))
-    if "rate" in kinds:
-        for sentence in differing_fields(stored, now, ("learning",)):
-            if sentence.startswith(OF_RATE):
-                sentences.append(sentence)
-    return f": {'; '.join(sentences)}" if sentences else ""
+    names = list(differing_fields(stored, now, ("order",)))
+    for name in differing_fields(stored, now, ("learning",)):
+        if name in fields:
+            names.append(name)
+    return ", ".join(names) or "the texts themselves"
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -100,26 +100,23 @@ def check_config_fits(stored: dict, config: Config) -> Config:
     differences = differing_fields(then, now, ("learning", "chance"))
     if differences:
         raise UserError(
-            f"this config does not fit the checkpoint: {'; '.join(differences)}. Use another "
-            "--workdir, or --init_from to start from its parameters."
+            f"this config does not fit the checkpoint: {'; '.join(differences.values())}. "
+            "Use another --workdir, or --init_from to start from its parameters."
         )
     return frozen
 
 
-def differing_fields(
-    then: dict, now: dict, affects: Sequence[str], without: Sequence[str] = ()
-) -> list[str]:
-    """Return "field was this and is that" for each field that differs.
+def differing_fields(then: dict, now: dict, affects: Sequence[str]) -> dict[str, str]:
+    """Return {field: "field was this and is that"} of the fields that differ.
 
     Args:
       then, now: two configs as dicts.
       affects: only fields that affect one of these, see config.fields.AFFECTS.
-      without: fields that are left out.
     """
-    differences = []
+    differences = {}
     for name in _differing(then, now):
-        if _affects(name) in affects and name not in without:
-            differences.append(f"{name} was {_value(then, name)} and is {_value(now, name)}")
+        if _affects(name) in affects:
+            differences[name] = f"{name} was {_value(then, name)} and is {_value(now, name)}"
     return differences
 
 

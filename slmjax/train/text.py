@@ -1,5 +1,7 @@
 """The task "lm": next-token prediction on prepared text."""
 
+from itertools import pairwise
+
 import jax
 
 from slmjax.config import Config
@@ -68,8 +70,10 @@ class TextBuilder(TaskBuilder):
         tokens = sum(shards.tokens for shards in plan.train.values())
         sentences = shares.reading_sentences(plan)
         reads = f"a step reads {step_tokens(plan.spans[0]):,}"
-        for span in plan.spans[1:]:
-            reads += f", from step {span.first_step:,} on {step_tokens(span):,}"
+        for before, span in pairwise(plan.spans):
+            if (span.batch, span.seq_len) != (before.batch, before.seq_len):
+                reads += f", from step {span.first_step:,} on {step_tokens(span):,}"
+                reads += f" in rows of {span.seq_len:,}"
         lines = {"data": f"{tokens:,} tokens; {reads}"}
         for name, sentence in sentences.items():
             lines[f"data {name}"] = sentence
