@@ -112,7 +112,7 @@ class BatchPlan:
             row_tokens=seq_len,
             begin=self._begin(after),
         )
-        self.phases = (after.phases if after else 0) + len(phases)
+        self.phase_count = (after.phase_count if after else 0) + len(phases)
 
     @property
     def spans(self) -> "tuple[BatchPlan, ...]":
@@ -333,7 +333,7 @@ class BatchPlan:
         for rows, old, new in zip(rows_read, after.row_plans, self.row_plans, strict=True):
             counts.append(_row_after(int(rows), old, new))
         units = after.mixture.last_units
-        return Begin(self._first_row, np.array(counts, np.int64), units, after.phases)
+        return Begin(self._first_row, np.array(counts, np.int64), units, after.phase_count)
 
     def _row_plans(
         self, bounds: Mapping[str, int | WholeRowPlan | None]

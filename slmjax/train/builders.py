@@ -62,20 +62,19 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
     _check_parts(name, task.rows, *ROWS)
     config = program.config
     for phase in run_phases(config.data, config.train):
-        _check_rows(name, task, phase, config.train.batch)
+        _check_rows(name, task, phase, config)
     return task
 
 
-def _check_rows(name: str, task: Task, phase: RunPhase, usual: int) -> None:
+def _check_rows(name: str, task: Task, phase: RunPhase, config: Config) -> None:
     """Raises: UserError where the batches of a phase have another number of rows than it says.
 
-    Args:
-      usual: config.train.batch.
+    So have those of a task that does not read config.data.phases, and other lengths of a row.
     """
     with _explained(name, "has no shapes"):
         fields = task.rows.shapes(phase.first)
     where = "config.train.batch"
-    if phase.batch != usual:
+    if phase.batch != config.train.batch:
         where = f"that of the phase from step {phase.first} on"
     for field, (shape, _, axes) in fields.items():
         # A field without a batch axis, such as "places" of `text_fields`, may have any length.
@@ -84,6 +83,12 @@ def _check_rows(name: str, task: Task, phase: RunPhase, usual: int) -> None:
                 f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; "
                 f"{where} is {phase.batch}."
             )
+    tokens = fields.get("tokens")
+    if phase.seq_len != config.data.seq_len and tokens and tokens.shape[1:] != (phase.seq_len,):
+        raise UserError(
+            f"config.task: '{name}' has no rows of another length in the phase from step "
+            f"{phase.first} on, whose seq_len is {phase.seq_len}."
+        )
 
 
 def parse_task(text: str) -> tuple[str, dict[str, Any]]:

@@ -79,12 +79,18 @@ class Program:
         """FLOPs of a token in rows of config.data.seq_len, see sizes.train_flops_per_token."""
         return sizes.train_flops_per_token(self.arch, self.config.data.seq_len)
 
+    @functools.cached_property
+    def flops_by_length(self) -> dict[int, float]:
+        """FLOPs of a token in the rows of each phase, by their length."""
+        lengths = {phase.seq_len for phase in self.phases}
+        return {length: sizes.train_flops_per_token(self.arch, length) for length in lengths}
+
     def spent(self, done: int) -> tuple[int, float]:
         """Return (tokens, FLOPs) of the first `done` steps."""
         tokens, flops = 0, 0.0
         for length, count in tokens_before(self.phases, done).items():
             tokens += count
-            flops += count * sizes.train_flops_per_token(self.arch, length)
+            flops += count * self.flops_by_length[length]
         return tokens, flops
 
     def mfu(self, tokens_per_second: float) -> float | None:

@@ -57,7 +57,10 @@ def by_phases(step: ArrayLike, *, warmup: int, phases: Sequence[RunPhase]) -> Fl
       warmup: steps of linear warmup at the start of the run.
       phases: each with a rate (from, to): factors of the peak rate at its begin and its end.
     Source: the shape is that of `wsd`.
+    Raises: ValueError without phases.
     """
+    if not phases:
+        raise ValueError("the schedule 'phases' needs the phases of the run")
     step = jnp.asarray(step, jnp.float32)
     value = jnp.ones_like(step)
     for phase in phases:
