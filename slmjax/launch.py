@@ -35,7 +35,7 @@ usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIEL
                          run's config.json
   --workdir=DIR          where the run lives, local or gs:// (default: runs/<recipe's name>)
   --init_from=DIR        start from the parameters and buffers of another run's work directory, or
-                         of its export
+                         of its export; DIR,DIR,...: from the mean of several
   --trust=NAME           code of this name (MODULE:CLASS) may be imported, though a config.json or
                          a teacher's checkpoint names it
   --params=50m           a model of this many parameters, deep and thin, instead of the recipe's

@@ -701,7 +701,7 @@ def _recipe(folder: Path) -> Any:
         {"config": str(folder / "run" / "config.json")}, [f"data.cache={folder / 'cache'}"]
     )
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    run.check_batch(config.train, mesh)
+    run.check_batch(config, mesh)
     prepared = prepared_text(config.data, str(folder / "new"))
     batch_plan(config.data, config.train, prepared, seed=config.seed)
     arch, _ = resolve(config.model, config.precision, mesh, prepared.tokenizer.vocab_size)

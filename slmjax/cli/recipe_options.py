@@ -101,10 +101,9 @@ def work_directory(options: dict[str, str]) -> str:
 
 
 def parent(options: dict[str, str]) -> str:
-    """Return the work directory of --init_from; "" where it is not given."""
-    if "init_from" not in options:
-        return ""
-    return work_place(options["init_from"], "--init_from")
+    """Return the work directory of --init_from, or several with commas; "" where none is given."""
+    folders = configs.parent_folders(options.get("init_from", ""))
+    return ",".join(work_place(folder, "--init_from") for folder in folders)
 
 
 def _next_option(words: list[str]) -> tuple[str, str]:

@@ -156,12 +156,14 @@ class DataConfig:
         SHARE,
         affects="order",
     )
-    # Checked by data/mixing.py, since the names of sources matter.
+    # Read by config/run_phases.py; data/phases.py checks the names of sources.
     phases: tuple = setting(
         (),
         "[{'until': 0.8, 'weights': {source: weight}}, {'until': 1.0, 'weights': ..., 'ramp': "
         "0.05}]: until and ramp are shares of the run; during ramp, which begins the phase, the "
-        "weights change linearly; empty: the sources' weights",
+        "weights change linearly; 'tokens' instead of until: then ramp is in tokens too; a phase "
+        "may also have rate ([from, to], factors of train.lr), seq_len, batch and seed (of the "
+        "order); in weights '*' is every source that is not named; empty: the sources' weights",
         affects="order",
     )
     workers: int = setting(
@@ -184,7 +186,18 @@ class TrainConfig:
     # Read by train/ and tasks/.
 
     # A finished run may be extended: the plan's fingerprint decides whether a change is allowed.
-    steps: int = setting(1000, "optimizer steps", POSITIVE, affects="order")
+    steps: int = setting(
+        1000,
+        "optimizer steps; 0: as many as data.phases have tokens for, or without such phases none "
+        "(what --init_from gives is only evaluated)",
+        NOT_NEGATIVE,
+        affects="order",
+    )
+    branch: bool = setting(
+        False,
+        "go on from a checkpoint of --init_from with its optimizer and its place in the data: the "
+        "newest one up to which learning rate and data are the same",
+    )
     batch: int = setting(64, "rows in a step, over all devices", POSITIVE)
     microbatches: int = setting(
         1, "parts of a batch, one after the other (gradient accumulation)", POSITIVE
@@ -218,7 +231,9 @@ class TrainConfig:
     eps: float = setting(1e-8, "added to the root of the second moment", NOT_NEGATIVE)
     clip: float = setting(1.0, "largest global gradient norm; 0: none", NOT_NEGATIVE)
     schedule: str = setting(
-        "wsd", "wsd (warmup, stable, decay) or cosine", choices=("wsd", "cosine")
+        "wsd",
+        "wsd (warmup, stable, decay), cosine, or phases: each phase's rate",
+        choices=("wsd", "cosine", "phases"),
     )
     warmup: int = setting(100, "steps of linear warmup", NOT_NEGATIVE)
     decay: float = setting(0.2, "share of the run that decays (wsd)", SHARE)

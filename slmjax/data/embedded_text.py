@@ -1,7 +1,4 @@
-"""Sources that need no files: the embedded textbook as text, as dialogues and as pairs.
-
-"textbook:KIND" is its text of one kind of passage, such as textbook:logic.
-"""
+"""Sources that need no files: the embedded textbook as text, as dialogues and as pairs."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,9 +13,10 @@ from slmjax.textbook import passages as textbook
 
 # How the path of such a source begins.
 SCHEME = "textbook:"
-# Paths, and the kind of each.
+# Paths, and the kind of each; the last ones are the text's kinds of passages, such as
+# "textbook:logic".
 EMBEDDED = {f"{SCHEME}text": TEXT, f"{SCHEME}dialogues": CHAT, f"{SCHEME}pairs": PAIRS}
-EMBEDDED |= {f"{SCHEME}{passages}": TEXT for passages in textbook.KINDS}
+EMBEDDED |= {f"{SCHEME}{kind}": TEXT for kind in textbook.KINDS}
 # Documents of each kind of passage: a small model reads them a few times in a minute and a half on
 # two cores.
 TRAIN_PER_KIND = 4000
@@ -66,9 +64,9 @@ def _with_files(source: Source, folder: Path, seed: int) -> Source:
         raise UserError(
             f"{source.where}.heldout: '{path}' has held-out text of its own; leave the field out."
         )
-    of_one_kind = path.removeprefix(SCHEME)
-    if of_one_kind in textbook.KINDS:
-        file = embedded_sources(folder, seed)[of_one_kind]
+    kind = path.removeprefix(SCHEME)
+    if kind in textbook.KINDS:
+        file = embedded_sources(folder, seed)[kind]
         train, heldout = (file["path"],), file["heldout"]
     elif source.kind == TEXT:
         files = embedded_sources(folder, seed).values()
