@@ -83,12 +83,10 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
         if results[run.name]["diverged"]:
             raise UserError(f"the run '{run.name}' diverged: {results[run.name]['diverged']}")
         scores = read_scores(study.scores_file(run.name).read_bytes())
-        finished.append(
-            ladder_run(run.name, run.config, scores, config.forecast.basket, vocab_size)
-        )
-    arch, _ = resolve(target.config.model, config.precision, _one_device(), vocab_size)
-    tokens = target.config.train.steps * target.config.train.batch * config.data.seq_len
-    forecast = make_forecast(finished, sizes.parameters(arch).total, tokens)
+        basket = config.forecast.basket
+        finished.append(ladder_run(run.name, run.config, scores, basket, vocab_size))
+    parameters = sizes.parameters(architecture(target.config, vocab_size)).total
+    forecast = make_forecast(finished, parameters, run_tokens(target.config))
     forecast = write_forecast(folder / "forecast.json", forecast)
     write_atomic(folder / "target.json", configs.to_json(target.config))
     score = None
