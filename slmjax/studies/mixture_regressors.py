@@ -135,7 +135,7 @@ def fit_law(weights: Weights, losses: Losses, settings: Any = None) -> FittedReg
       settings: (penalty, parameters [targets, 2 + domains] to start from, or None for LAW_STARTS);
         without settings the penalty is chosen by leave-one-out over LAW_PENALTIES.
     Returns: `parameters` [targets, 2 + domains] are c, k and t of each target.
-    Source: Ye et al. 2024 (Data Mixing Laws), equation 7, with a Huber loss.
+    Source: Ye et al. 2024 (Data Mixing Laws), with a Huber loss.
     Raises: UserError without scipy or scikit-learn.
     """
     if settings is not None:
