@@ -123,6 +123,7 @@ NOT_HERE = {
     "sources=books": "a variable for one of these",
     "sources=$sources": "a variable for one of these",
     "half=": "a variable for one of these",
+    "--params=": "a shape that nothing makes small; tests/train/test_transfer.py has the config",
     "documents=50000": "minutes; the same command with fewer documents is run",
 }
 # What makes a recipe small, before the command's own fields; and what a command asks for that is

@@ -1,10 +1,24 @@
-"""What a learning rate from a small model costs at a larger one, from finished runs of rate grids.
+r"""What a learning rate from a small model costs at a larger one, from finished runs of rate grids.
 
-    python -m slmjax.bench.rate_transfer --base 'runs/rates/10m/*' \\
-        --transferred 'runs/rates/50m-rule/*' --untransferred 'runs/rates/50m-plain/*'
+    for lr in 0.0015 0.003 0.006 0.012 0.024; do
+        run="python -m slmjax.launch --config=configs/10m.py --config.data.sources=$sources
+            --config.data.seq_len=512 --config.train.steps=1526 --config.train.microbatches=1
+            --config.eval.every=0 --config.checkpoint.every=1526 --config.train.lr=$lr"
+        $run --params=10m --workdir=runs/rates/10m/$lr
+        $run --params=50m --workdir=runs/rates/50m-rule/$lr
+        $run --params=50m --config.model.multipliers={} --workdir=runs/rates/50m-plain/$lr
+    done
+    python -m slmjax.bench.rate_transfer --base='runs/rates/10m/*' \
+        --transferred='runs/rates/50m-rule/*' --untransferred='runs/rates/50m-plain/*'
 
-Each folder is one run; runs that differ in train.lr alone make a grid, seeds repeat a rate. The
-loss of a run is its last held-out bits per byte.
+$sources: the text, as on the page "studies". All runs read 100M tokens in batches of one size. The
+decay is the same at every rate, as --params sets train.decay_lr. About 30 minutes on one H200 at
+2.3M and 0.9M tokens/s; not yet run.
+
+A grid is the runs that a pattern matches; they differ in train.lr and the seed alone. A run's loss
+is its last held-out bits per byte. The best rate is the vertex of a parabola in log rate, see
+record/best_rate.py. The cost is how much higher the larger model's parabola is at the small model's
+best rate than at its own.
 """
 
 import argparse
@@ -16,13 +30,13 @@ from slmjax.config import FIELDS
 from slmjax.errors import UserError
 from slmjax.record import metrics
 from slmjax.record.best_rate import RateFit, fit_best_rate
-from slmjax.record.comparison import load_run
+from slmjax.record.comparison import REPETITIONS, load_run
 
 PROGRAM = "python -m slmjax.bench.rate_transfer"
 LOSS = "eval/bits_per_byte"
 GRIDS = ("base", "transferred", "untransferred")
 # Fields in which the runs of one grid may differ.
-VARIED = {"train.lr", *(name for name, field in FIELDS.items() if field.affects != "learning")}
+VARIED = {"train.lr", *REPETITIONS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,10 +13,11 @@ import numpy as np
 from slmjax import config as configs
 from slmjax.models import lm
 from slmjax.models.block import DecoderBlock
-from slmjax.models.declare import DECLARED_GROUPS
+from slmjax.models.declare import DECLARED_GROUPS, merged
 from slmjax.models.layers import Context
 from slmjax.models.pattern import from_config
 from slmjax.train.optimizer import Optimizer, group_multiplier
+from slmjax.train.trainable import split
 
 VOCABULARY, ROWS, LENGTH, STEPS = 64, 8, 32, 4
 HEAD = 16
@@ -68,7 +69,10 @@ def _trained(arch, train, params, rates):
     def step(carry, _):
         params, state = carry
         gradients, seen = jax.grad(loss, has_aux=True)(params)
-        return optimizer.update(gradients, state, params, jnp.float32(1)), seen
+        trained, frozen = split(params, optimizer.trainable)
+        moved, _ = split(gradients, optimizer.trainable)
+        trained, state = optimizer.update(moved, state, trained, jnp.float32(1))
+        return (merged(trained, frozen), state), seen
 
     _, seen = jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS + 1)
     before = {kind: values[0] for kind, values in seen.items()}
@@ -76,7 +80,7 @@ def _trained(arch, train, params, rates):
 
 
 def activations(arch, params, tokens):
-    """{kind: activation}; those of blocks are stacked by layer."""
+    """{kind: activation}; those of blocks are the last layer's, before which all others have changed."""
     segments = jnp.ones_like(tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     ctx = Context(segments, positions)
@@ -100,6 +104,7 @@ def activations(arch, params, tokens):
         return x, seen
 
     x, seen = jax.lax.scan(layer, params["embedding"][tokens], params["stack"]["0"]["0"])
+    seen = jax.tree.map(lambda values: values[-1], seen)
     hidden = x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + arch.norm_eps)
     logits = lm.logits(arch, params, hidden * params["final_norm"]["scale"])
     return seen | {"hidden": hidden, "logits": logits}
