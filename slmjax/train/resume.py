@@ -54,9 +54,12 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
     # This compares neither config.train.steps nor phases: a run may change its length.
     then = check_config_fits(config_then, config)
     before, now = then.train.steps, config.train.steps
+    # Up to here both schedules have the same learning rates.
     shared = newest
-    if before != now or config.train.schedule == "phases":
+    if config.train.schedule == "phases":
         shared = schedule.shared_steps(then, config)
+    elif before != now and config.train.schedule == "wsd":
+        shared = min(schedule.trunk(then.train), schedule.trunk(config.train))
     if before == now and newest <= shared:
         return Start("finished" if newest == now else "resume", newest)
     new_length = f"config.train.steps was {before} and is {now}"

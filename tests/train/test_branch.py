@@ -278,16 +278,19 @@ def test_a_run_without_steps_scores_a_model_as_its_own_run_did(corpus, made, tmp
 def test_two_processes_leave_in_a_phase_of_other_rows_and_one_goes_on(
     corpus, made, tmp_path, monkeypatch
 ):
-    fields = {"data__sources": made["sources"], **RUN}
+    # Long enough that the signal comes in the middle of the second phase.
+    phases = ({**PHASES[0], "tokens": 4 * STEP}, {**PHASES[1], "tokens": 56 * STEP})
+    fields = {"data__sources": made["sources"], **RUN, "data__phases": phases}
     fields["data__tokenizer"] = made["trunk"] / "tokenizer.json"
+    assert runs.train(corpus, tmp_path / "alone", **fields) == 0
     processes = start_all(corpus, tmp_path / "run", 2, 1, monkeypatch, **fields)
-    if runs.wait_for_step(tmp_path / "run", 13, processes[0]):
+    if runs.wait_for_step(tmp_path / "run", 6, processes[0]):
         processes[-1].send_signal(signal.SIGTERM)
     told = ends(processes)
     assert [status for status, _, _ in told] == [143, 143], told
-    assert 13 < runs.steps_saved(tmp_path / "run")[-1] < STEPS
-    assert train(corpus, made, tmp_path / "run", **fields) == 0
+    assert 6 < runs.steps_saved(tmp_path / "run")[-1] < 60
+    assert runs.train(corpus, tmp_path / "run", **fields) == 0
     # Sums over devices are in another order.
-    mine, undisturbed = runs.losses(tmp_path / "run"), runs.losses(made["whole"])
-    assert mine[0] == undisturbed[0]
+    mine, undisturbed = runs.losses(tmp_path / "run"), runs.losses(tmp_path / "alone")
+    assert mine[0] == undisturbed[0] == list(range(1, 61))
     np.testing.assert_allclose(mine[1], undisturbed[1], rtol=1e-5)

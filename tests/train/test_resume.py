@@ -426,7 +426,7 @@ def test_fewer_steps_go_back_to_the_trunk_of_the_shorter_run_or_say_that_it_is_g
 ):
     kept = shutil.copytree(undisturbed, tmp_path / "run")
     assert runs.train(corpus, kept, train__steps=20) == 2
-    assert "no checkpoint up to step 17 is left" in capsys.readouterr().err
+    assert "no checkpoint up to step 16 is left" in capsys.readouterr().err
     assert runs.train(corpus, kept, train__steps=31) == 0
     assert runs.events(kept, "extended")[-1]["from_step"] == 24
     assert runs.losses(kept)[0] == list(range(1, 32))
