@@ -7,11 +7,12 @@ It also holds all inputs of the choice, so that the choice and its figures can b
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from slmjax.errors import UserError
 from slmjax.studies.mixture_choice import MixtureChoice
@@ -23,7 +24,7 @@ FORMAT = 1
 
 
 def write_weights(
-    path: str | Path,
+    path: str | os.PathLike,
     choice: MixtureChoice,
     proxies: Proxies,
     limits: Limits,
@@ -60,18 +61,18 @@ def write_weights(
         "inputs": inputs,
     }
     content["hash"] = _hash(content)
-    write_atomic(Path(path), content)
+    write_atomic(epath.Path(path), content)
     return content["inputs_hash"]
 
 
-def read_weights(path: str | Path) -> dict[str, float]:
+def read_weights(path: str | os.PathLike) -> dict[str, float]:
     """Return {source: weight} of a file that `write_weights` wrote; the weights sum to 1.
 
     Raises: UserError for a file that is missing or no JSON, of another format, changed after it was
       written, or whose mixture does not sum to 1.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(epath.Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: expected a file of mixture weights: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

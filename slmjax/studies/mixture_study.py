@@ -20,7 +20,7 @@ from slmjax.parallel import hosts
 from slmjax.parallel.compiling import use_compile_cache
 from slmjax.record.comparison import Scores, read_scores
 from slmjax.record.paired import Difference, Paired, bits_per_byte, bootstrap_mean, pair
-from slmjax.studies.mixture_choice import MixtureChoice, choose_mixture
+from slmjax.studies.mixture_choice import BOOTSTRAPS, MixtureChoice, choose_mixture
 from slmjax.studies.mixture_file import write_weights
 from slmjax.studies.mixture_fit import Proxies
 from slmjax.studies.mixture_plan import MixturePlan, plan_mixtures, proxy_runs
@@ -84,10 +84,11 @@ def run_mixture(config: Config, workdir: str, *, init_from: str = "", command: s
         losses = mixture_losses(plan, scores, config.mixture.seeds)
         mixtures = np.stack(list(plan.mixtures.values()))
         proxies = Proxies(plan.domains, mixtures, plan.basket, losses)
-        choice = choose_mixture(proxies, plan.limits, plan.natural, seed=config.seed)
-        settings = {"seed": config.seed, "text": prepared.fingerprint, "budget": plan.budget}
+        choice = choose_mixture(
+            proxies, plan.limits, plan.natural, bootstraps=BOOTSTRAPS, seed=config.seed
+        )
         file = folder / "weights.json"
-        write_weights(file, choice, proxies, plan.limits, plan.natural, settings)
+        write_weights(file, choice, proxies, plan.limits, plan.natural)
         tables = [weights_table(plan, choice), regressor_table(choice)]
         sentences = [f"{choice.sentence}.", f"Weights: {file}"]
     for table in tables:

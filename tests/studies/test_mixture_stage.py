@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from slmjax.studies.mixture_file import read_weights
 
 from slmjax import config as configs
 from slmjax import launch
 from slmjax.data.prepare_stage import prepared_text
 from slmjax.errors import UserError
 from slmjax.record.paired import Paired, bits_per_byte, bootstrap_mean
+from slmjax.studies import mixture_study
+from slmjax.studies.mixture_file import read_weights
 from slmjax.studies.mixture_plan import mixture_of, plan_mixtures, proxy_config, proxy_runs
 from slmjax.studies.mixture_study import chosen_documents
 from tests.corpus import RECIPE, write_corpus
@@ -54,7 +55,9 @@ def config_of(words, **fields):
 def searched(words, tmp_path_factory):
     """The work directory of a search with five proxies."""
     workdir = tmp_path_factory.mktemp("search")
-    assert launch.main([*words, f"--workdir={workdir}"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixture_study, "BOOTSTRAPS", 5)
+        assert launch.main([*words, f"--workdir={workdir}"]) == 0
     return workdir
 
 
@@ -157,7 +160,7 @@ def test_the_mean_over_sources_counts_every_source_the_same():
         ({"mixture__basket": "('d',)"}, "no held-out text of 'd'"),
         ({"mixture__target_tokens": 1}, "expected at least the 4,096 tokens of a proxy"),
         ({"mixture__fixed": {"d": 0.5}}, "fixed share of 'd'"),
-        ({"mixture__target_tokens": 10**9}, "no mixture keeps these limits"),
+        ({"mixture__target_tokens": 10**9}, "no mixture keeps the limits"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(words, change, told):
