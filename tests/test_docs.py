@@ -159,6 +159,13 @@ def small(words):
     elif "anneal.py" in recipe:
         # All of it is the trunk's.
         fields = []
+    elif "target.json" in recipe:
+        # A forecast is for this very config.
+        fields = []
+    elif "studies/forecast.py" in recipe:
+        fields = ["forecast.tokens=6000", "forecast.seeds=2,1", "train.decay=0.5"]
+    elif "studies/mixture.py" in recipe:
+        fields += ["data.vocab_size=320", "train.batch=2", "data.heldout=0.2"]
     elif "curate.py" in recipe:
         fields = ["curate.processes=1", "curate.max_removed=1", "curate.max_dropped=1"]
     elif "studies/recall.py" in recipe:
