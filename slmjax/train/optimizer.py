@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from slmjax.config import TrainConfig
@@ -110,7 +111,7 @@ class Optimizer:
             parts["muon" if by_muon else "adam"][path] = leaf
         return {name: part for name, part in parts.items() if part}
 
-    def _multiplier(self, group: str, name: str) -> float:
+    def _multiplier(self, group: str, name: str) -> ArrayLike:
         return group_multiplier(self.multipliers, group, name)
 
     def _matrix_axes(self, flat: dict) -> dict:
@@ -125,7 +126,7 @@ class Optimizer:
         return axes
 
 
-def group_multiplier(multipliers: Mapping, group: str, name: str) -> float:
+def group_multiplier(multipliers: Mapping, group: str, name: str) -> ArrayLike:
     """Return the factor `name` (lr or decay) of a group; 1 where it has none.
 
     Args:
