@@ -35,9 +35,8 @@ class Optimizer:
     decoupled. It is multiplied by the learning rate of its group, or by train.decay_lr where that
     is set: then no learning rate changes it.
 
-    Source: AdamW: Loshchilov and Hutter 2019 (algorithm 2 has the decay without the learning rate).
-    Muon: Jordan 2024, with the update's size matched to
-    AdamW's (Liu et al. 2025).
+    Source: AdamW: Loshchilov and Hutter 2019, whose algorithm 2 has the decay without the learning
+    rate. Muon: Jordan 2024, with the update's size matched to AdamW's (Liu et al. 2025).
     """
 
     def __init__(
