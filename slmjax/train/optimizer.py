@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from slmjax.config import TrainConfig
@@ -34,9 +35,8 @@ class Optimizer:
     decoupled. It is multiplied by the learning rate of its group, or by train.decay_lr where that
     is set: then no learning rate changes it.
 
-    Source: AdamW: Loshchilov and Hutter 2019 (algorithm 2 has the decay without the learning rate).
-    Muon: Jordan 2024, with the update's size matched to
-    AdamW's (Liu et al. 2025).
+    Source: AdamW: Loshchilov and Hutter 2019, whose algorithm 2 has the decay without the learning
+    rate. Muon: Jordan 2024, with the update's size matched to AdamW's (Liu et al. 2025).
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Optimizer:
             parts["muon" if by_muon else "adam"][path] = leaf
         return {name: part for name, part in parts.items() if part}
 
-    def _multiplier(self, group: str, name: str) -> float:
+    def _multiplier(self, group: str, name: str) -> ArrayLike:
         return group_multiplier(self.multipliers, group, name)
 
     def _matrix_axes(self, flat: dict) -> dict:
@@ -125,7 +125,7 @@ class Optimizer:
         return axes
 
 
-def group_multiplier(multipliers: Mapping, group: str, name: str) -> float:
+def group_multiplier(multipliers: Mapping, group: str, name: str) -> ArrayLike:
     """Return the factor `name` (lr or decay) of a group; 1 where it has none.
 
     Args:

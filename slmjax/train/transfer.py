@@ -118,13 +118,14 @@ def transfer_lines(
         f"{target.layers} layers"
     ]
     for group, why in whys.items():
+        # All multipliers may be given, those of the group, or one of them.
         if any(name == whole or name.startswith(f"{whole}.{group}") for name in given):
             why = "from the command line, which wins over the rule"
         rate = train.lr * group_multiplier(target.multipliers, group, "lr")
         scale = _initial_scale(target, group)
         lines.append(f"{group} rate {rate:.3g}, initial scale x {scale:.3g}: {why}")
     decay = train.weight_decay * (train.decay_lr or train.lr)
-    why = "the base's, whatever train.lr is"
+    why = "weight_decay times decay_lr, whatever train.lr is"
     if "train.decay_lr" in given:
         why = "from the command line, which wins over the rule"
     lines.append(f"decay {decay:.3g} a step at the peak: {why}")

@@ -51,7 +51,7 @@ def changes(model, train):
     for group in DECLARED_GROUPS:
         rates[group] = {"lr": np.float32(group_multiplier(model.multipliers, group, "lr"))}
     before, after = _trained(dataclasses.replace(arch, init_scales=()), train, params, rates)
-    return {kind: float(np.std(after[kind] - before[kind])) for kind in before}
+    return {kind: float(np.sqrt(np.mean((after[kind] - before[kind]) ** 2))) for kind in before}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -64,7 +64,10 @@ def _trained(arch, train, params, rates):
     def loss(params):
         seen = activations(arch, params, tokens[:, :-1])
         logs = jax.nn.log_softmax(seen["logits"])
-        return -jnp.take_along_axis(logs, tokens[:, 1:, None], axis=-1).mean(), seen
+        targets = tokens[:, 1:, None]
+        logits = seen["logits"] - seen["logits"].mean(-1, keepdims=True)
+        seen["target"] = jnp.take_along_axis(logits, targets, axis=-1)
+        return -jnp.take_along_axis(logs, targets, axis=-1).mean(), seen
 
     def step(carry, _):
         params, state = carry

@@ -128,23 +128,56 @@ def test_the_spectral_norm_of_an_aligned_update_does_not_depend_on_the_width(opt
     assert max(norms) / min(norms) < {"adamw": 1.05, "muon": 1.8}[optimizer]
 
 
-SIZES = {
-    "width": [(width, 2) for width in (32, 64, 128, 256)],
-    "depth": [(32, layers) for layers in (2, 4, 8, 16)],
+# For each way to grow: models, and the kinds of activations whose changes must not grow with it. The
+# writes of a single block (mixer, channel) fall with depth, as more blocks write.
+GROWS = {
+    "width": ([(width, 4) for width in (32, 64, 128, 256)], ("mixer", "channel")),
+    "depth": ([(32, layers) for layers in (4, 8, 16, 32)], ("logits",)),
 }
+ALWAYS = ("query", "value", "hidden")
+# Rates at which changes are small next to the activations: Muon's updates are a fifth as large.
+SMALL = {"adamw": 2e-4, "muon": 1e-3}
+
+
+def powers(grows, train):
+    """The slopes without the rule and with it."""
+    sizes = GROWS[grows][0]
+    plain = [coordinates.shape(*size) for size in sizes]
+    with_rule = [ruled(plain[0], model, train) for model in plain]
+    products = [width * layers for width, layers in sizes]
+    return [coordinates.slopes(models, train, products) for models in (plain, with_rule)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("grows", ["width", "depth"])
-def test_activations_change_as_much_at_every_size_with_the_rule_and_not_without(grows, optimizer):
-    """At a rate so low that changes are small next to the activations themselves."""
-    train = train_of(optimizer=optimizer, weight_decay=0.0, lr=2e-4)
-    plain = [coordinates.shape(*size) for size in SIZES[grows]]
-    sizes = [width * layers for width, layers in SIZES[grows]]
-    without = coordinates.slopes(plain, train, sizes)
-    with_rule = coordinates.slopes([ruled(plain[0], model, train) for model in plain], train, sizes)
-    print(grows, optimizer, without, with_rule)
+@pytest.mark.parametrize("grows", GROWS)
+def test_hidden_layers_change_activations_as_much_at_every_size_with_the_rule_only(
+    grows, optimizer
+):
+    """The embedding is held: AdamW moves it by as much at any size, which would hide the rest."""
+    train = train_of(
+        optimizer=optimizer,
+        weight_decay=0.0,
+        lr=SMALL[optimizer],
+        trainable=("matrix", "vector"),
+    )
+    without, with_rule = powers(grows, train)
+    kinds = (*ALWAYS, *GROWS[grows][1])
+    # A power of 0.25 is a factor of 1.7 over the eight sizes between first and last.
+    assert all(abs(with_rule[kind]) < 0.25 for kind in kinds), with_rule
+    assert all(without[kind] > 0.4 for kind in kinds), without
+
+
+@pytest.mark.slow
+def test_the_tied_head_changes_the_targets_logits_as_much_at_every_width_with_the_rule_only():
+    """Logits of other tokens change by chance, as the root of the width; training moves the targets'.
+
+    At the smallest width chance is a good part of the targets' change too, so that it falls a little.
+    """
+    train = train_of(weight_decay=0.0, lr=2e-4, trainable=("embedding", "final_norm"))
+    without, with_rule = powers("width", train)
+    assert abs(with_rule["target"]) < 0.35, with_rule
+    assert without["target"] > 0.6, without
 
 
 def test_params_sets_what_transfers_and_says_why():
