@@ -10,6 +10,7 @@ import numpy as np
 from slmjax.config import Config, ForecastConfig
 from slmjax.data.prepared import Prepared
 from slmjax.errors import UserError
+from slmjax.models.architecture import vocab_rows
 from slmjax.models.choose_shape import parse_params, reshape
 from slmjax.studies.ladder_batches import ladder_batch
 from slmjax.studies.study_runs import StudyRun
@@ -106,7 +107,8 @@ def _common_config(config: Config, prepared: Prepared, devices: int) -> Config:
 
 def _rung(common: Config, parameters: int, prepared: Prepared) -> Rung:
     """Return the config of a size: its shape, and what transfers from the recipe's own size."""
-    shape = reshape(parameters, common.model, prepared.tokenizer.vocab_size)
+    rows = vocab_rows(common.model.vocab_size, prepared.tokenizer.vocab_size)
+    shape = reshape(parameters, common.model, rows)
     model = dataclasses.replace(common.model, **shape)
     values = {"model": model, "train": common.train}
     for name, value in transfer(common.model, model, common.train).items():

@@ -15,7 +15,7 @@ from slmjax.studies.forecast_plan import heldout_identity, plan_rungs, rung_runs
 from tests.corpus import RECIPE, write_corpus
 from tests.studies.test_mixture_stage import config_of
 
-SIZES = "('30k','45k','70k')"
+SIZES = "('45k','60k','80k')"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def words(tmp_path_factory):
         "checkpoint.every": 1000,
         "mesh.data": 8,  # all devices, so that one run trains at a time
         "forecast.sizes": SIZES,
-        "forecast.target": "110k",
+        "forecast.target": "120k",
         "forecast.tokens": 12_000,
         "forecast.seeds": "(2,1)",
     }
@@ -47,7 +47,7 @@ def test_all_rungs_share_text_batch_and_warmup_and_differ_in_size(words):
     prepared = prepared_text(config.data, "runs/x")
     rungs, target = plan_rungs(config, prepared, devices=8)
     runs = rung_runs(rungs)
-    assert [run.name for run in runs] == ["30000-0", "30000-1", "45000-0", "70000-0"]
+    assert [run.name for run in runs] == ["45000-0", "45000-1", "60000-0", "80000-0"]
     assert [run.config.seed for run in runs] == [0, 1, 0, 0]
     every = [*(run.config for run in runs), target.config]
     for name in ("steps", "batch", "warmup", "lr"):
@@ -74,9 +74,9 @@ def test_a_forecast_is_written_before_the_target_and_scored_after_it(words, tmp_
     content = json.loads((tmp_path / "study" / "forecast.json").read_text())
     assert len(content["runs"]) == 4 and set(content["fits"]) == {"line", "power", "same"}
     losses = {run["name"]: run["loss"] for run in content["runs"]}
-    scores = np.load(tmp_path / "study" / "scores" / "45000-0.npz")
+    scores = np.load(tmp_path / "study" / "scores" / "60000-0.npz")
     bits = [scores[f"{s}/nats"].sum() / scores[f"{s}/bytes"].sum() / math.log(2) for s in "ab"]
-    assert losses["45000-0"] == pytest.approx(np.mean(bits))
+    assert losses["60000-0"] == pytest.approx(np.mean(bits))
 
     target = f"--config={tmp_path / 'study' / 'target.json'}"
     measured = f"--config.forecast.measured=('{tmp_path / 'target'}',)"
@@ -94,19 +94,19 @@ def test_a_forecast_is_written_before_the_target_and_scored_after_it(words, tmp_
     assert launch.main([*study, other]) == 2
     assert "is not the target: it differs in train.lr" in capsys.readouterr().err
     # The forecast of another target does not take the file's place.
-    assert launch.main([*study, "--config.forecast.target=150k"]) == 2
+    assert launch.main([*study, "--config.forecast.target=130k"]) == 2
     assert "holds another forecast" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"forecast__sizes": "('30k','45k')"}, "expected three different sizes or more"),
-        ({"forecast__sizes": "('30k','45k','45k')"}, "expected three different sizes or more"),
-        ({"forecast__target": "45k"}, "70,000 parameters are not below the target's 45,000"),
+        ({"forecast__sizes": "('45k','60k')"}, "expected three different sizes or more"),
+        ({"forecast__sizes": "('45k','60k','60k')"}, "expected three different sizes or more"),
+        ({"forecast__target": "60k"}, "80,000 parameters are not below the target's 60,000"),
         ({"forecast__seeds": "()"}, "expected one run of each size or more"),
         ({"forecast__tokens": 10}, "less than one batch"),
-        ({"forecast__sizes": "('30k','45k','many')"}, "expected a number of parameters"),
+        ({"forecast__sizes": "('45k','60k','many')"}, "expected a number of parameters"),
     ],
 )
 def test_a_ladder_that_makes_no_sense_is_refused(words, change, told):
