@@ -156,7 +156,8 @@ def weight(
     if not callable(init):
         # With init and multiplier at 1, a product has the variance of its inputs.
         fan_in = max(1, math.prod(shape[i] for i in inputs))
-        multiplier = dict(arch.init_scales).get(group, 1.0)
+        scales = dict(arch.init_scales)
+        multiplier = scales.get(group, scales.get(PART_OF.get(group), 1.0))
         init = nn.initializers.normal(init * fan_in**-0.5 * multiplier)
 
     def boxed(key: Array) -> Declared:

@@ -267,9 +267,6 @@ def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...
         _check_effect(group, factors)
         if "init" in factors:
             scales[group] = float(factors["init"])
-    if "matrix" in scales:
-        # A matrix that writes into the residual stream is a matrix.
-        scales.setdefault("residual", scales["matrix"])
     return tuple(sorted(scales.items()))
 
 

@@ -30,7 +30,7 @@ from slmjax.models.resolve import resolve
 from slmjax.parallel.mesh import make_mesh
 from slmjax.readable import count, duration, flatten, said_if_long
 from slmjax.record import metrics as records
-from slmjax.text.files import write_atomic
+from slmjax.text.files import seal_is_broken, sealed, write_atomic
 from slmjax.train import run as training
 from slmjax.train.leave import Leave
 
@@ -207,7 +207,7 @@ class StudyRuns:
                 "command": self.command,
                 "runs": self._stored,
             }
-            write_atomic(self._file, json.dumps(content, indent=1))
+            write_atomic(self._file, json.dumps(sealed(content), indent=1))
         if not self.keep_checkpoints:
             (folder / "checkpoints").rmtree(missing_ok=True)
 
@@ -231,13 +231,15 @@ class StudyRuns:
             return {}
         try:
             content = json.loads(self._file.read_text())
+            if "seal" not in content or seal_is_broken(content):
+                raise ValueError("it was changed after it was written")
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r} instead of {FORMAT}")
             identity, stored = content["identity"], dict(content["runs"])
             for entry in stored.values():
                 dict(entry["settings"])
                 dict(entry["result"]["metrics"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             advice = "remove it or use another --workdir"
             raise UserError(f"'{self._file}' cannot be read ({error!r}); {advice}.") from error
         if identity != self._identity:

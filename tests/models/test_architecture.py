@@ -155,7 +155,7 @@ def test_fields_come_from_the_config_and_what_is_resolved_wins():
     )
     assert (arch.vocab_size, arch.width, arch.qk_norm) == (128, 96, True)
     assert (arch.compute, arch.attention, arch.unroll) == ("bfloat16", "splash", False)
-    assert dict(arch.init_scales) == {"matrix": 0.5, "residual": 0.5}
+    assert dict(arch.init_scales) == {"matrix": 0.5}
 
 
 def test_an_architecture_is_hashable_and_frozen():

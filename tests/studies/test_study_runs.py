@@ -13,6 +13,7 @@ from slmjax import config as configs
 from slmjax.errors import UserError
 from slmjax.studies import study_runs
 from slmjax.studies.study_runs import StudyRun, StudyRuns, device_lanes
+from slmjax.text.files import sealed
 from tests.corpus import RECIPE, write_corpus
 
 STEPS = 4
@@ -104,8 +105,12 @@ def test_results_of_other_settings_or_other_text_are_refused(config, finished, t
     (tmp_path / "results.json").write_text('{"format": 1, "runs": {"a": {}}}')
     with pytest.raises(UserError, match=r"results\.json' cannot be read .* another --workdir"):
         study(tmp_path, config)
-    content = json.loads((folder / "results.json").read_text()) | {"format": 99}
-    (tmp_path / "results.json").write_text(json.dumps(content))
+    text = (folder / "results.json").read_text()
+    (tmp_path / "results.json").write_text(text.replace('"diverged": ""', '"diverged": "no"', 1))
+    with pytest.raises(UserError, match="changed after it was written"):
+        study(tmp_path, config)
+    newer = sealed(json.loads(text) | {"format": 99})
+    (tmp_path / "results.json").write_text(json.dumps(newer))
     with pytest.raises(UserError, match="format 99 instead of 1"):
         study(tmp_path, config)
 
