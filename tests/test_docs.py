@@ -19,6 +19,7 @@ import zstandard
 from slmjax import config as configs
 from slmjax.data import embedded_text
 from slmjax.record import metrics
+from slmjax.studies import mixture_study
 from slmjax.testing import check_mixer
 from tests import runs
 from tests.corpus import write_corpus
@@ -124,6 +125,7 @@ NOT_HERE = {
     "sources=$sources": "a variable for one of these",
     "half=": "a variable for one of these",
     "--params=": "a shape that nothing makes small; tests/train/test_transfer.py has the config",
+    "forecast.sizes=120k": "minutes; the same command with three sizes is run",
     "documents=50000": "minutes; the same command with fewer documents is run",
 }
 # What makes a recipe small, before the command's own fields; and what a command asks for that is
@@ -163,9 +165,9 @@ def small(words):
         # A forecast is for this very config.
         fields = []
     elif "studies/forecast.py" in recipe:
-        fields = ["forecast.tokens=6000", "forecast.seeds=2,1", "train.decay=0.5"]
+        fields = ["forecast.tokens=6000", "train.decay=0.5", "mesh.data=8", "model.unroll=False"]
     elif "studies/mixture.py" in recipe:
-        fields += ["data.vocab_size=320", "train.batch=2", "data.heldout=0.2"]
+        fields += ["data.vocab_size=320", "data.heldout=0.2", "mesh.data=8"]
     elif "curate.py" in recipe:
         fields = ["curate.processes=1", "curate.max_removed=1", "curate.max_dropped=1"]
     elif "studies/recall.py" in recipe:
@@ -237,6 +239,7 @@ def newcomer(tmp_path, monkeypatch, first_run):
     write(tmp_path / "pairs.jsonl", pairs(60, prompts=30))
     monkeypatch.setattr(embedded_text, "TRAIN_CONVERSATIONS", 300)
     monkeypatch.setattr(embedded_text, "HELDOUT_CONVERSATIONS", 30)
+    monkeypatch.setattr(mixture_study, "BOOTSTRAPS", 5)
     (tmp_path / "recipe.py").write_text(python_block("def get_config"))
     mine = ("class Mean", "class Calm(", "def read_csv")
     (tmp_path / "mine.py").write_text("\n\n".join(map(python_block, mine)))

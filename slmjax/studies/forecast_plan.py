@@ -43,7 +43,7 @@ def plan_rungs(
     tokens. Shape, learning rates and initial values follow from the size.
 
     Args:
-      devices: that share a batch.
+      devices: of this host, over which the rows of a batch can be split.
     Raises: UserError for fewer than three sizes, sizes that are not below the target, and what
       `reshape` and `ladder_batch` refuse.
     """

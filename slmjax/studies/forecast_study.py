@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import json
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -31,7 +32,6 @@ from slmjax.studies.study_runs import (
     StudyRuns,
     StudyStopped,
     architecture,
-    device_lanes,
     run_tokens,
     settings_of,
 )
@@ -62,7 +62,7 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=cache))
     prepared = prepared_text(config.data, workdir)
     vocab_size = prepared.tokenizer.vocab_size
-    rungs, target = plan_rungs(config, prepared, len(device_lanes(config)[0]))
+    rungs, target = plan_rungs(config, prepared, jax.local_device_count())
     # What `measured` says must not change the study's own config.
     unmeasured = dataclasses.replace(config.forecast, measured=())
     study = StudyRuns(
