@@ -36,8 +36,8 @@ FAULTS = {
     ),
     "a run goes on with another learning rate": (
         "slmjax/train/resume.py",
-        'field.affects in ("learning", "chance")',
-        'field.affects in ("chance",)',
+        'differing_fields(then, now, ("learning", "chance"))',
+        'differing_fields(then, now, ("chance",))',
         "tests/train/test_resume.py",
     ),
     "a term is divided by the main denominator": (

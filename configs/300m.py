@@ -10,7 +10,7 @@ tokens). The last phase takes 15B and 7.5B of the last two, so nothing is seen t
 needs the extra `hub` and about 0.8 TB of disk: shards hold two bytes a token. On a shared file
 system, prepare it first on a machine without accelerators (--config.stage=prepare); on a TPU slice
 every host prepares it on its own disk (docs/hardware.md).
-Phases: a step has 524,288 tokens. In the last 95,368 of 476,840 steps (50.0B tokens) the learning
+Phases: a step has 524,288 tokens. In the last 95,367 of 476,837 steps (50.0B tokens) the learning
 rate decays, and the batches mix web text, synthetic textbooks and mathematics (annealing on better
 data: Hu et al. 2024, MiniCPM).
 Size: 302.1M parameters in all, 289.5M without the embedding, 302.0M in matrix products.
@@ -42,13 +42,17 @@ def get_config():
         "field": "text",
     }
     c.data.phases = (
-        {"until": 0.8, "weights": {"web": 1.0}},
-        {"until": 1.0, "weights": {"web": 0.55, "textbooks": 0.3, "mathematics": 0.15}},
+        {"tokens": 200e9, "weights": {"web": 1.0}, "rate": (1, 1)},
+        {
+            "tokens": 50e9,
+            "weights": {"web": 0.55, "textbooks": 0.3, "mathematics": 0.15},
+            "rate": (1, 0),
+        },
     )
     c.data.vocab_size, c.data.seq_len = 16384, 2048
-    c.train.steps, c.train.batch, c.train.microbatches = 476_840, 256, 4  # 524,288 tokens a step
+    c.train.batch, c.train.microbatches = 256, 4  # 524,288 tokens a step
+    c.train.steps, c.train.schedule = 0, "phases"  # as the phases say
     c.train.optimizer, c.train.lr, c.train.warmup, c.train.z_loss = "muon", 1e-3, 1000, 1e-4
-    c.train.decay = 0.2  # the share of the second phase, so that both begin together
     c.eval.every, c.eval.tokens = 5000, 1_000_000
     c.checkpoint.every = 2000
     return c

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -44,6 +45,9 @@ META = {
     "parents": list,
     "digests": dict,
 }
+# Held while a run in a thread saves. Orbax counts its writes for the whole process, and of two that
+# overlap one waits for ever.
+ONE_WRITE = threading.Lock()
 LONGEST_FAULT = 200  # most characters that are quoted from an error of the storage
 
 
@@ -134,14 +138,19 @@ class StoredModel(abc.ABC):
 
 
 class Checkpoints(StoredModel):
-    """The checkpoints of one work directory; saving goes on in the background."""
+    """The checkpoints of one work directory; saving goes on in the background.
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 3):
+    Args:
+      background: False for runs in several threads, which must save one after another.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3, *, background: bool = True):
         folder = epath.Path(workdir)
         if "://" not in os.fspath(workdir):
             folder = _Local(folder.expanduser().absolute())
         self.root = folder / "checkpoints"
         self.keep = keep
+        self.background = background
 
     @functools.cached_property
     def manager(self) -> ocp.CheckpointManager:
@@ -176,7 +185,12 @@ class Checkpoints(StoredModel):
         meta = sealed({**meta, "format": FORMAT, "step": step, "digests": digests})
         args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta))
         # Orbax has an interval of its own; `force` saves at any step.
-        self.manager.save(step, args=args, force=True)
+        if self.background:
+            self.manager.save(step, args=args, force=True)
+            return
+        with ONE_WRITE:
+            self.manager.save(step, args=args, force=True)
+            self.manager.wait_until_finished()
 
     def wait(self) -> None:
         """Return when everything saved so far is on disk."""

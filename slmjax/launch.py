@@ -24,6 +24,8 @@ STAGES = {
     "synthesize": "slmjax.synthesize.synthesize_stage:run_synthesize",
     "curate": "slmjax.curate.curate_stage:run_curate",
     "recall": "slmjax.studies.recall_study:run_recall",
+    "mixture": "slmjax.studies.mixture_study:run_mixture",
+    "forecast": "slmjax.studies.forecast_study:run_forecast",
 }
 
 USAGE = """\
@@ -33,11 +35,12 @@ usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIEL
                          run's config.json
   --workdir=DIR          where the run lives, local or gs:// (default: runs/<recipe's name>)
   --init_from=DIR        start from the parameters and buffers of another run's work directory, or
-                         of its export
+                         of its export; DIR,DIR,...: from the mean of several
   --trust=NAME           code of this name (MODULE:CLASS) may be imported, though a config.json or
                          a teacher's checkpoint names it
   --params=50m           a model of this many parameters, deep and thin, instead of the recipe's
-                         shape
+                         shape; initial scales, learning rates and weight decay follow from the
+                         recipe's own (config.model.multipliers, config.train.decay_lr)
   --coordinator=H:P --processes=N --process=I
                          for several processes where they do not learn of each other otherwise
 
@@ -136,8 +139,8 @@ def _check_processes(process: int, processes: int, stage: str) -> None:
     """Raises: UserError for options that do not fit a stage whose processes share only a folder."""
     if not 0 <= process < processes:
         raise UserError("--processes=N and --process=0..N-1 go together.")
-    if stage == "recall":
-        raise UserError("the stage recall is one process; it takes no --processes.")
+    if stage in ("recall", "mixture", "forecast"):
+        raise UserError(f"the stage {stage} is one process; it takes no --processes.")
 
 
 def _stage_function(stage: str) -> Any:

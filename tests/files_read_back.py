@@ -33,6 +33,7 @@ from slmjax.curate import curate_stage as curation
 from slmjax.data import build as building
 from slmjax.data.prepare import Prepared, prepare
 from slmjax.errors import UserError
+from slmjax.text.files import sealed
 from tests.corpus import RECIPE, ROOT, WORDS
 from tests.damage import Damage, damaged
 
@@ -590,39 +591,27 @@ KINDS["embedded textbook"] = Kind(
 )
 
 
-def _recall_config() -> Any:
+def _study(folder: Path) -> Any:
     from slmjax import config as configs
+    from slmjax.studies.study_runs import StudyRuns
 
-    return configs.freeze(configs.load_recipe(str(ROOT / "configs" / "studies" / "recall.py")))
-
-
-def _recall(folder: Path) -> None:
-    from slmjax.studies import recall_study as recall
-
-    found = recall.earlier_results(epath.Path(folder / "rows.json"), _recall_config())
-    rows = [
-        {
-            "task": task,
-            "variant": name,
-            "rate": 0.001,
-            "steps": 100,
-            "accuracy": 0.5,
-            "scores": [0.5, 0.5],
-            "parameters": 1000,
-        }
-        for task in ("recall:64:4", "copy:64:8")
-        for name in ("attention", "gla")
-    ]
-    (folder / "rows.json").write_text(json.dumps({**found, "rows": rows}, indent=1))
+    return StudyRuns(epath.Path(folder), configs.Config(), identity="text", vocab_size=64)
 
 
-def _read_recall(folder: Path) -> Any:
-    from slmjax.studies import recall_study as recall
+def _write_results(folder: Path) -> None:
+    runs = {}
+    for name in ("attention-0", "gla-0"):
+        result = {"diverged": "", "metrics": {"eval/bits_per_byte": 1.25}, "seconds": 8.5}
+        runs[name] = {"settings": {"seed": 0, "train.lr": 0.01}, "result": result}
+    content = {"format": 1, "identity": "text", "device": "cpu", "command": "", "runs": runs}
+    (folder / "results.json").write_text(json.dumps(sealed(content), indent=1))
 
-    return recall.earlier_results(epath.Path(folder / "rows.json"), _recall_config())
+
+def _read_results(folder: Path) -> Any:
+    return _study(folder).results
 
 
-KINDS["study's rows"] = Kind(_recall, _read_recall, ("rows.json",), inputs=80)
+KINDS["study's results"] = Kind(_write_results, _read_results, ("results.json",), inputs=80)
 
 
 # A run's work directory, of which the trial has put a copy in place.
@@ -701,7 +690,7 @@ def _recipe(folder: Path) -> Any:
         {"config": str(folder / "run" / "config.json")}, [f"data.cache={folder / 'cache'}"]
     )
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    run.check_batch(config.train, mesh)
+    run.check_batch(config, mesh)
     prepared = prepared_text(config.data, str(folder / "new"))
     batch_plan(config.data, config.train, prepared, seed=config.seed)
     arch, _ = resolve(config.model, config.precision, mesh, prepared.tokenizer.vocab_size)

@@ -10,7 +10,7 @@ INPUTS = {
     "passages": 40,
     "evaluation set": 30,
     "tokenizer.json": 30,
-    "study's rows": 40,
+    "study's results": 40,
     "journal's copies": 15,
     "unfinished preparation": 15,
     "config.json as a recipe": 6,

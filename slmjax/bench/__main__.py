@@ -24,6 +24,7 @@ BENCHES = {
     "decode": "generation, next to transformers",
     "dedup": "near-duplicate search, next to datasketch, rensa and datatrove",
     "orpo": "preferences learned from pairs, next to TRL",
+    "regmix": "losses of mixtures predicted from RegMix's proxies, next to LightGBM",
 }
 # The module of a bench that does not have the bench's own name.
 MODULES = {
@@ -33,7 +34,11 @@ MODULES = {
     "dedup": "find_duplicates",
     "orpo": "orpo_comparison",
 }
-WITHOUT_RECIPE = ("decontaminate", "dedup")  # they measure neither a model nor a recipe's text
+WITHOUT_RECIPE = (
+    "decontaminate",
+    "dedup",
+    "regmix",
+)  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"
 # Keys of a bench's result whose rows are printed as a table.
 TABLES = ("rows", "curve", "ladder", "kernels", "clean", "sets", "rates", "runs")

@@ -63,16 +63,11 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
       reads.
     """
     recipe = configs.load_recipe(options["config"], trusted(options), parent(options))
+    # --params needs the recipe's own values, which the overrides may change.
+    as_written = recipe.copy_and_resolve_references()
     config = apply_overrides(recipe, assignments)
     if "params" in options:
-        # Imported late, as only --params needs it.
-        from slmjax.models.choose_shape import parse_params, reshape
-
-        # After the overrides, since the shape depends on the pattern and the vocabulary.
-        params = parse_params(options["params"])
-        decided = reshape(params, configs.freeze(config).model, config.data.vocab_size)
-        config.model.update(decided)
-        _check_set_once(options["params"], decided, assignments)
+        _resize(config, as_written, options["params"], assignments)
     if config.stage not in configs.STAGES:
         stages = ", ".join(configs.STAGES)
         hint = nearest(config.stage, configs.STAGES)
@@ -106,10 +101,9 @@ def work_directory(options: dict[str, str]) -> str:
 
 
 def parent(options: dict[str, str]) -> str:
-    """Return the work directory of --init_from; "" where it is not given."""
-    if "init_from" not in options:
-        return ""
-    return work_place(options["init_from"], "--init_from")
+    """Return the work directory of --init_from, or several with commas; "" where none is given."""
+    folders = configs.parent_folders(options.get("init_from", ""))
+    return ",".join(work_place(folder, "--init_from") for folder in folders)
 
 
 def _next_option(words: list[str]) -> tuple[str, str]:
@@ -130,6 +124,44 @@ def _next_option(words: list[str]) -> tuple[str, str]:
             f"--{name} needs a value, and '{value}' is the next option: --{name}=VALUE."
         )
     return name, value
+
+
+def _resize(
+    config: configs.ConfigDict, recipe: configs.ConfigDict, params: str, assignments: Sequence[str]
+) -> None:
+    """Give `config` the shape of --params, and the rates, scales and decay that follow from it.
+
+    Args:
+      recipe: the config before the command line's assignments. Its rate, decay and multipliers are
+        those of the shape that it has.
+    Raises: UserError for a number that makes no shape, and for an assignment of a field of the
+      shape.
+    """
+    # Imported late, as only --params needs them.
+    from slmjax.models.choose_shape import parse_params, reshape
+    from slmjax.train.transfer import transfer, transfer_lines
+
+    # After the overrides, since the shape depends on the pattern and the vocabulary.
+    before = configs.freeze(config)
+    decided = reshape(parse_params(params), before.model, config.data.vocab_size)
+    _check_set_once(params, decided, assignments)
+    config.model.update(decided)
+    target = configs.freeze(config).model
+
+    # The base has the recipe's values where the command line gives others.
+    own_multipliers = recipe.model.multipliers.to_dict()
+    base = dataclasses.replace(before.model, multipliers=own_multipliers)
+    own_rates = {"lr": float(recipe.train.lr), "decay_lr": float(recipe.train.decay_lr)}
+    base_train = dataclasses.replace(before.train, **own_rates)
+    fields = transfer(base, target, base_train)
+    config.model.multipliers = configs.ConfigDict(fields["model.multipliers"])
+    config.train.decay_lr = fields["train.decay_lr"]
+    # What the command line sets wins over the rule.
+    given = [text for text in assignments if text.startswith(tuple(fields))]
+    apply_overrides(config, given)
+    final = configs.freeze(config)
+    names = [_assigned_field(text) for text in given]
+    config.model.transfer = transfer_lines(base, final.model, final.train, names)
 
 
 def _check_set_once(params: str, decided: Container[str], assignments: Sequence[str]) -> None:

@@ -18,15 +18,17 @@ from slmjax.config.groups import (
     CurateConfig,
     DataConfig,
     EvalConfig,
+    ForecastConfig,
     LogConfig,
     MeshConfig,
+    MixtureConfig,
     ModelConfig,
     PrecisionConfig,
     StudyConfig,
     SynthesizeConfig,
     TrainConfig,
 )
-from slmjax.config.recipes import load_recipe
+from slmjax.config.recipes import load_recipe, parent_folders
 from slmjax.config.saved import as_today, from_dict, to_dict, to_json
 from slmjax.config.trust import check_trust, named_code
 
@@ -41,8 +43,10 @@ __all__ = [
     "CurateConfig",
     "DataConfig",
     "EvalConfig",
+    "ForecastConfig",
     "LogConfig",
     "MeshConfig",
+    "MixtureConfig",
     "ModelConfig",
     "PrecisionConfig",
     "StudyConfig",
@@ -58,6 +62,7 @@ __all__ = [
     "load_recipe",
     "named_code",
     "override",
+    "parent_folders",
     "quoted_literal",
     "to_dict",
     "to_json",

@@ -8,11 +8,14 @@ from ml_collections import ConfigDict
 from slmjax.config.base import FIELDS, GROUPS, get
 from slmjax.config.fields import INT32_MAX, ConfigField, typed
 from slmjax.config.groups import STAGE_OF, Config, TrainConfig
+from slmjax.config.run_phases import are_in_tokens, parse_phases, run_phases
 from slmjax.errors import UserError, nearest
 
 
 def freeze(config: ConfigDict) -> Config:
     """Return the checked config of a recipe.
+
+    Where phases have tokens, train.steps is the number of their steps.
 
     What depends on files, devices or the rest of the library is checked where it is used.
     Raises: UserError naming the first field that makes no sense.
@@ -25,7 +28,7 @@ def freeze(config: ConfigDict) -> Config:
     # Each group is a dataclass of its own.
     for group, group_values in values.items():
         arguments[group] = classes[group](**group_values)
-    frozen = Config(**arguments)
+    frozen = _with_steps(Config(**arguments))
     _check_together(frozen)
     return frozen
 
@@ -65,6 +68,55 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _with_steps(config: Config) -> Config:
+    """Return the config with the steps of phases in tokens.
+
+    Raises: UserError for invalid phases, and where train.steps is another number.
+    """
+    data, train = config.data, config.train
+    if not are_in_tokens(parse_phases(data.phases)):
+        return config
+    steps = run_phases(data, train)[-1].stop
+    if train.steps not in (0, steps):
+        raise UserError(
+            f"config.train.steps is {train.steps}, but the tokens of config.data.phases are "
+            f"{steps} steps; --config.train.steps=0 takes that number."
+        )
+    if steps > INT32_MAX:
+        raise UserError(
+            f"the tokens of config.data.phases are {steps:,} steps; a run can have {INT32_MAX:,}."
+        )
+    return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps))
+
+
+def _check_phases(config: Config) -> None:
+    """Raises: UserError for phases whose rates or batches do not fit the rest of the config."""
+    by_phases = config.train.schedule == "phases"
+    if by_phases and not config.data.phases:
+        raise UserError(
+            "config.train.schedule is 'phases', but config.data.phases is empty; give phases with "
+            "a rate, such as {'until': 1.0, 'rate': [1, 0]}."
+        )
+    for number, phase in enumerate(parse_phases(config.data.phases)):
+        field = f"config.data.phases[{number}]"
+        if by_phases and phase.rate is None:
+            raise UserError(
+                f"{field} has no rate, which config.train.schedule='phases' asks for; give it one, "
+                "such as [1, 1] for the peak rate."
+            )
+        if not by_phases and phase.rate is not None:
+            raise UserError(
+                f"{field} has a rate, which config.train.schedule={config.train.schedule!r} does "
+                "not read; set it to 'phases'."
+            )
+        microbatches = config.train.microbatches
+        if phase.batch % microbatches:
+            raise UserError(
+                f"config.train.microbatches is {microbatches}; it must divide {field}.batch, "
+                f"{phase.batch}."
+            )
+
+
 def _check_together(config: Config) -> None:
     """Raises: UserError for fields that do not fit each other."""
     # Each key/value head serves the same number of query heads.
@@ -79,7 +131,11 @@ def _check_together(config: Config) -> None:
             f"config.train.microbatches is {microbatches}; it must divide config.train.batch, "
             f"{batch}."
         )
-    _check_schedule(config.train)
+    _check_phases(config)
+    if config.train.steps:
+        _check_schedule(config.train)
+    elif config.train.branch:
+        raise UserError("config.train.branch is True, but config.train.steps is 0.")
     _check_profile(config.log.profile)
 
 

@@ -6,7 +6,13 @@
 import dataclasses
 
 from slmjax.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Check, setting
-from slmjax.config.stage_groups import CurateConfig, StudyConfig, SynthesizeConfig
+from slmjax.config.stage_groups import (
+    CurateConfig,
+    ForecastConfig,
+    MixtureConfig,
+    StudyConfig,
+    SynthesizeConfig,
+)
 
 NOT_EMPTY = Check(bool, "name at least one entry")
 # The rotary embedding rotates pairs of dimensions.
@@ -58,9 +64,16 @@ class ModelConfig:
     tied: bool = setting(True, "the head is the embedding, transposed")
     multipliers: dict = setting(
         {},
-        "{group: {init, lr, decay}} for embedding, head, matrix, vector, own (parameters of your "
-        "own mixers that are not declared); init: not for own; decay: for head and matrix only; 1 "
-        "where not named",
+        "{group: {init, lr, decay}} for embedding, head, matrix (its part residual writes into the "
+        "residual stream), vector (its part final_norm is the gain before the head), own "
+        "(parameters of your own mixers that are not declared); init: not for own; decay: for "
+        "head, matrix and residual only; 1 where not named",
+    )
+    transfer: tuple[str, ...] = setting(
+        (),
+        "set by --params: what model.multipliers and train.decay_lr were set to for the new size, "
+        "and why, one line each",
+        affects="bookkeeping",
     )
     attention: str = setting(
         "auto",
@@ -113,7 +126,8 @@ class DataConfig:
     sources: dict = setting(
         {},
         "{name: {path, weight, field, revision, heldout (files, or a share), max_epochs (times it "
-        "is read at most), score (a field; documents in its order, '-field' from high to low), "
+        "is read at most), fraction (part of its documents that is read), score (a field; "
+        "documents in its order, '-field' from high to low), "
         "reader (module:function), kind (text, chat or pairs)}} or "
         "'name:weight=path,...'; empty: embedded textbook",
         affects="order",
@@ -142,12 +156,14 @@ class DataConfig:
         SHARE,
         affects="order",
     )
-    # Checked by data/mixing.py, since the names of sources matter.
+    # Read by config/run_phases.py; data/phases.py checks the names of sources.
     phases: tuple = setting(
         (),
         "[{'until': 0.8, 'weights': {source: weight}}, {'until': 1.0, 'weights': ..., 'ramp': "
         "0.05}]: until and ramp are shares of the run; during ramp, which begins the phase, the "
-        "weights change linearly; empty: the sources' weights",
+        "weights change linearly; 'tokens' instead of until: then ramp is in tokens too; a phase "
+        "may also have rate ([from, to], factors of train.lr), seq_len, batch and seed (of the "
+        "order); in weights '*' is every source that is not named; empty: the sources' weights",
         affects="order",
     )
     workers: int = setting(
@@ -170,7 +186,18 @@ class TrainConfig:
     # Read by train/ and tasks/.
 
     # A finished run may be extended: the plan's fingerprint decides whether a change is allowed.
-    steps: int = setting(1000, "optimizer steps", POSITIVE, affects="order")
+    steps: int = setting(
+        1000,
+        "optimizer steps; 0: as many as data.phases have tokens for, or without such phases none "
+        "(what --init_from gives is only evaluated)",
+        NOT_NEGATIVE,
+        affects="order",
+    )
+    branch: bool = setting(
+        False,
+        "go on from a checkpoint of --init_from with its optimizer and its place in the data: the "
+        "newest one up to which learning rate and data are the same",
+    )
     batch: int = setting(64, "rows in a step, over all devices", POSITIVE)
     microbatches: int = setting(
         1, "parts of a batch, one after the other (gradient accumulation)", POSITIVE
@@ -188,12 +215,25 @@ class TrainConfig:
         "groups (embedding, head, matrix, vector, own) or path patterns that are trained, e.g. "
         "'stack/*'; empty: all",
     )
-    weight_decay: float = setting(0.1, "decoupled, on matrices and an untied head", NOT_NEGATIVE)
+    weight_decay: float = setting(
+        0.1,
+        "decoupled, on matrices and an untied head; a step shrinks them by weight_decay times "
+        "decay_lr times the schedule's factor",
+        NOT_NEGATIVE,
+    )
+    decay_lr: float = setting(
+        0.0,
+        "learning rate that weight_decay is multiplied by, so that a sweep over lr leaves the "
+        "decay as it is; 0: lr, times its group's multiplier",
+        NOT_NEGATIVE,
+    )
     b2: float = setting(0.95, "decay of AdamW's second moment", SHARE)
     eps: float = setting(1e-8, "added to the root of the second moment", NOT_NEGATIVE)
     clip: float = setting(1.0, "largest global gradient norm; 0: none", NOT_NEGATIVE)
     schedule: str = setting(
-        "wsd", "wsd (warmup, stable, decay) or cosine", choices=("wsd", "cosine")
+        "wsd",
+        "wsd (warmup, stable, decay), cosine, or phases: each phase's rate",
+        choices=("wsd", "cosine", "phases"),
     )
     warmup: int = setting(100, "steps of linear warmup", NOT_NEGATIVE)
     decay: float = setting(0.2, "share of the run that decays (wsd)", SHARE)
@@ -300,9 +340,15 @@ class MeshConfig:
     expert: int = setting(1, "reserved", RESERVED, affects="compile")
 
 
-STAGES = ("train", "prepare", "synthesize", "curate", "recall")
+STAGES = ("train", "prepare", "synthesize", "curate", "recall", "mixture", "forecast")
 # {group: the only stage that reads it}. All other groups are training's; any stage may set them.
-STAGE_OF = {"study": "recall", "synthesize": "synthesize", "curate": "curate"}
+STAGE_OF = {
+    "study": "recall",
+    "mixture": "mixture",
+    "forecast": "forecast",
+    "synthesize": "synthesize",
+    "curate": "curate",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,8 +357,8 @@ class Config:
 
     stage: str = setting(
         "train",
-        "what to do: train, prepare (tokenize only), synthesize, curate or recall; the last three "
-        "have recipes of their own",
+        "what to do: train, prepare (tokenize only), synthesize, curate, recall, mixture or "
+        "forecast; the last five have recipes of their own",
     )
     task: str = setting(
         "lm",
@@ -332,5 +378,7 @@ class Config:
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
     study: StudyConfig = StudyConfig()  # noqa: RUF009 (frozen)
+    mixture: MixtureConfig = MixtureConfig()  # noqa: RUF009 (frozen)
+    forecast: ForecastConfig = ForecastConfig()  # noqa: RUF009 (frozen)
     synthesize: SynthesizeConfig = SynthesizeConfig()  # noqa: RUF009 (frozen)
     curate: CurateConfig = CurateConfig()  # noqa: RUF009 (frozen)

@@ -43,7 +43,8 @@ UNKNOWN_FIELD = re.compile(r'Key "(\w+)" does not exist')
 def load_recipe(path: str, trust: Sequence[str] = (), init_from: str = "") -> ConfigDict:
     """Return the config of a recipe's get_config(), or of a work directory's config.json.
 
-    A get_config with a parameter `parent` gets `parent_config(init_from)`.
+    A get_config with a parameter `parent` gets `parent_config(init_from)`, one with a parameter
+    `trunk` `trunk_config(init_from)`.
 
     Args:
       path: a file; `path:argument` passes an argument to get_config().
@@ -86,15 +87,33 @@ def _read_saved(file: Path) -> ConfigDict:
     return config
 
 
+def parent_folders(init_from: str) -> list[str]:
+    """Return the folders that --init_from names, with commas between them; [] for ""."""
+    # A folder's own name may have a comma.
+    if "," not in init_from or epath.Path(init_from).exists():
+        return [init_from] if init_from else []
+    return [folder.strip() for folder in init_from.split(",")]
+
+
 def parent_config(init_from: str, trust: Sequence[str] = ()) -> ConfigDict:
-    """Return the base config with the model and data.seq_len of a run.
+    """Return the base config with the model and data.seq_len of a run, see `trunk_config`."""
+    saved = trunk_config(init_from, trust)
+    config = base()
+    config.model.update(saved.model)
+    config.data.seq_len = saved.data.seq_len
+    return config
+
+
+def trunk_config(init_from: str, trust: Sequence[str] = ()) -> ConfigDict:
+    """Return the config of a run.
 
     Args:
-      init_from: work directory of the run, or its export.
+      init_from: work directory of the run, or its export; the first of several counts.
       trust: names of code that its config may name, see check_trust.
     Raises: UserError where there is no such folder, its config.json cannot be read, or it names
       code that is not trusted.
     """
+    init_from = parent_folders(init_from)[0]
     folder = epath.Path(init_from)
     if not folder.exists():
         raise UserError(f"--init_from: there is no work directory '{init_from}'.")
@@ -108,11 +127,8 @@ def parent_config(init_from: str, trust: Sequence[str] = ()) -> ConfigDict:
             f"--init_from={init_from}: its config.json cannot be read; expected the work "
             "directory of a training run."
         ) from error
-    config = base()
-    config.model.update(saved.model)
-    config.data.seq_len = saved.data.seq_len
-    check_trust(config, trust, str(place))
-    return config
+    check_trust(saved, trust, str(place))
+    return saved
 
 
 def _run_recipe(file: Path, argument: str, trust: Sequence[str], init_from: str) -> Any:
@@ -131,13 +147,16 @@ def _run_recipe(file: Path, argument: str, trust: Sequence[str], init_from: str)
             if not hasattr(module, "get_config"):
                 raise UserError(f"--config: '{file}' has no get_config().")
             parent_argument = {}
-            if "parent" in inspect.signature(module.get_config).parameters:
+            parameters = inspect.signature(module.get_config).parameters
+            for name, read in PARENT_READERS.items():
+                if name not in parameters:
+                    continue
                 if not init_from:
                     raise UserError(
                         f"--config: '{file}' goes on from a trained run; "
                         "give its work directory as --init_from=WORKDIR."
                     )
-                parent_argument["parent"] = parent_config(init_from, trust)
+                parent_argument[name] = read(init_from, trust)
             if argument:
                 return module.get_config(argument, **parent_argument)
             return module.get_config(**parent_argument)
@@ -145,6 +164,10 @@ def _run_recipe(file: Path, argument: str, trust: Sequence[str], init_from: str)
             # As an ordinary error, whose traceback leads `_failure` to the recipe's line.
             failure = RuntimeError(f"the recipe ends the program (exit {error.code})")
             raise failure.with_traceback(error.__traceback__) from error
+
+
+# Parameters of a get_config that goes on from a trained run, and what each gets.
+PARENT_READERS = {"parent": parent_config, "trunk": trunk_config}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Fields of the stages recall, synthesize and curate, each stage's own group."""
+"""Fields of the stages recall, mixture, forecast, synthesize and curate, each stage's own group."""
 
 import dataclasses
 import math
@@ -34,6 +34,65 @@ class StudyConfig:
         0.99,
         "mean accuracy on the validation rows after which no further rate is tried",
         NOT_NEGATIVE,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+    """The stage mixture: small models (proxies) on different mixtures of the sources."""
+
+    # The proxies train with the fields of train and model. Sources of weight 0 are only scored.
+
+    mixtures: dict = setting(
+        {},
+        "{name: {source: weight}} that are compared; a weights file, natural (by tokens) or "
+        "uniform may stand for the weights; empty: mixtures are drawn, and the best one is sought",
+    )
+    proxies: int = setting(32, "mixtures that are drawn", POSITIVE)
+    seeds: int = setting(1, "runs of each mixture", POSITIVE)
+    target_tokens: int = setting(
+        0,
+        "tokens of the run that the mixture is for; each proxy reads so large a part of every "
+        "source that it repeats it as often as that run; 0: those of a proxy",
+        NOT_NEGATIVE,
+    )
+    max_epochs: float = setting(
+        4.0, "times that the run that the mixture is for may read a source", POSITIVE
+    )
+    fixed: dict = setting({}, "{source: its share of every mixture that is drawn or sought}")
+    basket: tuple[str, ...] = setting(
+        (), "sources whose held-out text is scored, all with the same weight; empty: all"
+    )
+    documents: str = setting(
+        "first half",
+        "which of the basket's documents are scored: a mixture that was sought on one half is "
+        "compared on the other",
+        choices=("first half", "second half", "all"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastConfig:
+    """The stage forecast: a ladder of sizes predicts the loss of a larger model."""
+
+    # Rungs and target have the shapes of --params, with the fields of train and model at the
+    # recipe's own size.
+
+    sizes: tuple[str, ...] = setting(
+        ("10m", "50m", "100m"), "parameters of the rungs; three at least, five for good intervals"
+    )
+    seeds: tuple[int, ...] = setting(
+        (2, 1), "runs of each size, in order; the last number holds for all that are left"
+    )
+    tokens: int = setting(
+        1_000_000_000, "tokens that each run reads, the same part of every source", POSITIVE
+    )
+    target: str = setting("300m", "parameters of the model whose loss is forecast")
+    basket: tuple[str, ...] = setting(
+        (), "sources whose held-out text is scored, all with the same weight; empty: all"
+    )
+    measured: tuple[str, ...] = setting(
+        (), "work directories of the target's runs; empty: it is not trained yet"
     )
 
 

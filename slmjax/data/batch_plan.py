@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from slmjax.data.folding import fold, unfold
-from slmjax.data.mixing import Mixture
+from slmjax.data.mixing import Begin, Mixture
 from slmjax.data.packing import RowPlan
 from slmjax.data.rows import Arrays, Fields, text_fields
 from slmjax.data.whole_rows import WholeRowPlan, whole_row_plan
@@ -45,8 +45,12 @@ class BatchPlan:
       cuts: (microbatches, devices that a microbatch's rows are split over). It is for attention
         kernels that need to know how many documents a device holds (see `text_fields`); None for
         all others.
-    Attributes: max_segments, which no row of any step exceeds. It follows from the text, seq_len,
-      packing and seed, and does not change with `steps`, phases or weights.
+      after: the plan of the steps before these, with batches of another shape or order (see
+        `phased_plan.PhasedPlan`). Each source is read on from where that plan leaves it. None: the
+        plan begins at step 0.
+    Attributes: first_step and stop_step, between which the plan's steps lie; max_segments, which no
+      row of any step exceeds. It follows from the text, seq_len, packing and seed, and does not
+      change with `steps`, phases or weights.
     Raises: UserError for a source shorter than one row and for what `Mixture` refuses.
     """
 
@@ -65,12 +69,22 @@ class BatchPlan:
         scores: Mapping[str, str] | None = None,
         max_segments: int | None = None,
         cuts: tuple[int, int] | None = None,
+        after: "BatchPlan | None" = None,
     ):
         self.train = dict(train)
         self.batch = batch
         self.seq_len = seq_len
-        self.total_rows = steps * batch
         self.cuts = cuts
+        # Where the plan begins in the run: its step, row and token, and what has come before.
+        self.first_step, self._first_row, self._first_token, self._past = 0, 0, 0, ""
+        if after is not None:
+            self.first_step = after.stop_step
+            self._first_row = after.total_rows
+            self._first_token = after.total_tokens
+            self._past = after.fingerprint(after.stop_step)
+        self.stop_step = self.first_step + steps
+        self.total_rows = self._first_row + steps * batch
+        self.total_tokens = self._first_token + steps * batch * seq_len
         # Callers list every source: those without a score or a bound are left out here.
         self.scores = _without_empty(scores)
         self.max_epochs = _without_empty(max_epochs)
@@ -90,17 +104,24 @@ class BatchPlan:
             tuple(self.train),
             [plan.size for plan in self.row_plans],
             phases,
-            self.total_rows,
+            steps * batch,
             seed,
             weights=weights,
             align=batch,
             caps=self._caps(),
             row_tokens=seq_len,
+            begin=self._begin(after),
         )
+        self.phase_count = (after.phase_count if after else 0) + len(phases)
+
+    @property
+    def spans(self) -> "tuple[BatchPlan, ...]":
+        """The plans of the run's parts, in each of which all batches have one shape: this one."""
+        return (self,)
 
     def rows(self, step: int) -> list[tuple[int, int]]:
         """Return (index of the source, row of that source) of every row of the global batch."""
-        first = step * self.batch
+        first = self._row_of(step)
         numbers = range(first, first + self.batch)
         return [self.mixture.pick(number) for number in numbers]
 
@@ -119,7 +140,7 @@ class BatchPlan:
 
     @functools.cached_property
     def usual_places(self) -> int:
-        """Most documents that a device holds of a microbatch in the run's first 32,768 rows.
+        """Most documents that a device holds of a microbatch in the plan's first 32,768 rows.
 
         It is rounded up to a multiple of the rows that a device holds of a microbatch. Only plans
         with `cuts` have it.
@@ -128,10 +149,10 @@ class BatchPlan:
         if self.max_segments == 1:
             # Nothing to count: every row is one document.
             return rows_on_device
-        scanned_rows = min(self.total_rows, SCANNED_ROWS)
+        scanned_rows = min(self.total_rows - self._first_row, SCANNED_ROWS)
         steps = max(1, scanned_rows // self.batch)
         most = 0
-        for step in range(steps):
+        for step in range(self.first_step, self.first_step + steps):
             most = max(most, self.documents_on_device(step, *self.cuts))
         return math.ceil(most / rows_on_device) * rows_on_device
 
@@ -158,7 +179,7 @@ class BatchPlan:
         shard_sets = list(self.train.values())
         rows_to_read = []
         for row in rows:
-            source, source_row = self.mixture.pick(step * self.batch + row)
+            source, source_row = self.mixture.pick(self._row_of(step) + row)
             spans = self.row_plans[source].row(source_row)
             rows_to_read.append((shard_sets[source], spans))
         return fold(rows_to_read, self.seq_len)
@@ -188,11 +209,11 @@ class BatchPlan:
     def epochs(self, step: int | None = None) -> dict[str, float]:
         """Return how often each source has been read when `step` begins.
 
-        It is the source's rows so far over the rows of its epoch. None: at the end of the run.
+        It is the source's rows so far over the rows of its epoch. None: at the end of the plan.
         """
         row = self.total_rows
         if step is not None:
-            row = step * self.batch
+            row = self._row_of(step)
         rows_read = self.mixture.rows_before(row)
         epochs = {}
         for name, rows, plan in zip(self.train, rows_read, self.row_plans):
@@ -211,23 +232,27 @@ class BatchPlan:
         """
         corners = self.mixture.weights()
         planned = {
-            "tokens": [row * self.seq_len for row, _ in corners],
+            "tokens": [self._tokens_before(row) for row, _ in corners],
             "shares": self._by_source([weights for _, weights in corners]),
         }
-        steps = self.total_rows // self.batch
         # Parts begin and end on whole steps, so a short run has fewer of them than `points`.
-        edge_steps = np.unique(np.linspace(0, steps, points + 1).round())
-        edges = edge_steps.astype(int) * self.batch  # [parts + 1], in rows
+        spaced = np.linspace(self.first_step, self.stop_step, points + 1)
+        edge_steps = np.unique(spaced.round()).astype(int)
+        edges = self._row_of(edge_steps)  # [parts + 1], in rows
         rows_before = [self.mixture.rows_before(int(row)) for row in edges]
         rows_of_part = np.diff(rows_before, axis=0)  # [parts, sources]
         shares = rows_of_part / np.diff(edges)[:, None]
-        middles = (edges[1:] + edges[:-1]) * self.seq_len // 2
+        tokens = self._tokens_before(edges)
         realised = {
-            "steps": (edges[1:] // self.batch).tolist(),
-            "tokens": middles.tolist(),
+            "steps": edge_steps[1:].tolist(),
+            "tokens": ((tokens[1:] + tokens[:-1]) // 2).tolist(),
             "shares": self._by_source(shares),
         }
         return {"planned": planned, "realised": realised}
+
+    def spent(self) -> dict[str, int]:
+        """Return {source: token of the run from which on it has reached its max_epochs}."""
+        return {name: self._tokens_before(row) for name, row in self.mixture.spent.items()}
 
     def fingerprint(self, step: int) -> str:
         """Return a digest of everything that decides the batches before `step`.
@@ -235,7 +260,7 @@ class BatchPlan:
         Equal for two plans whose earlier batches agree although `steps`, later phases or unused
         sources differ; different where any earlier batch could differ.
         """
-        stretches = self.mixture.stretches_before(step * self.batch)
+        stretches = self.mixture.stretches_before(self._row_of(step))
         # Only sources that have had a weight: the others have decided nothing so far.
         names = set()
         # (start, weights), or with a ramp (start, weights, rows of the ramp, old weights).
@@ -261,6 +286,9 @@ class BatchPlan:
         # were scores stay the same.
         if scores:
             content["scores"] = scores
+        # As well: most plans begin at step 0.
+        if self._past:
+            content["after"] = [self.first_step, self._past]
         if not step:
             # Nothing has been read before step 0, so any plan may begin there.
             content = {}
@@ -287,6 +315,25 @@ class BatchPlan:
         self.__dict__.update(state)
         # Row plans are made from the attributes that have just been set.
         self.row_plans = self._row_plans(bounds)
+
+    def _row_of(self, step: Any) -> Any:
+        """Return the run's row with which a step, or each of an array of steps, begins."""
+        return self._first_row + (step - self.first_step) * self.batch
+
+    def _tokens_before(self, row: Any) -> Any:
+        """Return the run's tokens before a row of this plan, or before each of an array."""
+        return self._first_token + (row - self._first_row) * self.seq_len
+
+    def _begin(self, after: "BatchPlan | None") -> Begin | None:
+        """Return what the mixture goes on from; None where nothing comes before this plan."""
+        if after is None:
+            return None
+        counts = []
+        rows_read = after.mixture.rows_before(after.total_rows)
+        for rows, old, new in zip(rows_read, after.row_plans, self.row_plans, strict=True):
+            counts.append(_row_after(int(rows), old, new))
+        units = after.mixture.last_units
+        return Begin(self._first_row, np.array(counts, np.int64), units, after.phase_count)
 
     def _row_plans(
         self, bounds: Mapping[str, int | WholeRowPlan | None]
@@ -335,6 +382,22 @@ class BatchPlan:
         """Return shares [points, sources] as {source: [its share at each point]}."""
         columns = np.transpose(shares).tolist()  # [sources][points]
         return dict(zip(self.train, columns))
+
+
+def _row_after(rows: int, old: RowPlan | WholeRowPlan, new: RowPlan | WholeRowPlan) -> int:
+    """Return the row of `new` that goes on where the first `rows` rows of `old` end.
+
+    Both plans are of one source, and have the same documents in an epoch. The place in the epoch is
+    kept, rounded up to whole rows: in tokens of running text, as a share of the epoch where rows
+    hold whole documents.
+    """
+    epoch, row = divmod(rows, old.rows_per_epoch)
+    if isinstance(new, WholeRowPlan):
+        place = -(-row * new.rows_per_epoch // old.rows_per_epoch)
+    else:
+        place = -(-row * old.seq_len // new.seq_len)
+    # The last rows of the two may end at different tokens: the next epoch then begins.
+    return epoch * new.rows_per_epoch + min(place, new.rows_per_epoch)
 
 
 def most_documents(documents: Int[np.ndarray, "B"], microbatches: int = 1, devices: int = 1) -> int:

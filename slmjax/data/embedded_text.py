@@ -13,8 +13,10 @@ from slmjax.textbook import passages as textbook
 
 # How the path of such a source begins.
 SCHEME = "textbook:"
-# Paths, and the kind of each.
+# Paths, and the kind of each; the last ones are the text's kinds of passages, such as
+# "textbook:logic".
 EMBEDDED = {f"{SCHEME}text": TEXT, f"{SCHEME}dialogues": CHAT, f"{SCHEME}pairs": PAIRS}
+EMBEDDED |= {f"{SCHEME}{kind}": TEXT for kind in textbook.KINDS}
 # Documents of each kind of passage: a small model reads them a few times in a minute and a half on
 # two cores.
 TRAIN_PER_KIND = 4000
@@ -62,7 +64,11 @@ def _with_files(source: Source, folder: Path, seed: int) -> Source:
         raise UserError(
             f"{source.where}.heldout: '{path}' has held-out text of its own; leave the field out."
         )
-    if source.kind == TEXT:
+    kind = path.removeprefix(SCHEME)
+    if kind in textbook.KINDS:
+        file = embedded_sources(folder, seed)[kind]
+        train, heldout = (file["path"],), file["heldout"]
+    elif source.kind == TEXT:
         files = embedded_sources(folder, seed).values()
         train = tuple(file["path"] for file in files)
         heldout = _in_turns([Path(file["heldout"]) for file in files], folder / "heldout.jsonl")

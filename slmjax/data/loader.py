@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ import numpy as np
 from slmjax.data.batch_plan import BatchPlan, most_documents
 from slmjax.data.folding import fold, unfold
 from slmjax.data.heldout_rows import heldout_batches
+from slmjax.data.phased_plan import PhasedPlan
 from slmjax.data.rows import Arrays, Rows
 
 # Names from other files of the room are what the trainer and the benches need to read batches.
 __all__ = [
     "BatchPlan",
     "Batches",
+    "PhasedPlan",
     "batch_rows",
     "fold",
     "heldout_batches",
@@ -31,9 +33,12 @@ __all__ = [
 # Batches that the thread, or each worker, reads before they are asked for.
 AHEAD = 2
 
+# Rows of a global batch by their numbers, the same at every step or as a function of the step.
+LocalRows = Sequence[int] | Callable[[int], Sequence[int]]
+
 
 def local_batches(
-    rows: Rows, *, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int = 0
+    rows: Rows, *, start_step: int, stop_step: int, local_rows: LocalRows, workers: int = 0
 ) -> "Batches":
     """Return this process's rows of the global batch of every step in [start_step, stop_step).
 
@@ -41,7 +46,8 @@ def local_batches(
     that it overlaps with compilation.
 
     Args:
-      local_rows: which rows of the global batch this process holds.
+      local_rows: which rows of the global batch this process holds; or a function from the step to
+        them, which workers can unpickle.
       workers: processes that read ahead; 0 reads ahead in one thread. Workers are spawned,
         therefore a script that uses them needs `if __name__ == "__main__":`.
     Returns: an iterator over batches, which is a context manager; use it in a `with`, or close it.
@@ -58,7 +64,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """An iterator over batches that are read ahead, see `local_batches`."""
 
     def __init__(
-        self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int], workers: int
+        self, rows: Rows, start_step: int, stop_step: int, local_rows: LocalRows, workers: int
     ):
         steps = _Steps(rows, start_step, stop_step, local_rows)
         workers = min(workers, len(steps))
@@ -92,17 +98,21 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 class _Steps:
     """The batches of steps [start_step, stop_step), in compact form, as a Grain data source."""
 
-    def __init__(self, rows: Rows, start_step: int, stop_step: int, local_rows: Sequence[int]):
+    def __init__(self, rows: Rows, start_step: int, stop_step: int, local_rows: LocalRows):
         self._rows = rows
         self._start = start_step
         self._steps = max(0, stop_step - start_step)
-        self._local_rows = [int(row) for row in local_rows]
+        self._local_rows = local_rows
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, i: int) -> Any:
-        return self._rows.read(self._start + i, self._local_rows)
+        step = self._start + i
+        held = self._local_rows
+        if callable(held):
+            held = held(step)
+        return self._rows.read(step, [int(row) for row in held])
 
 
 def _read_in_thread(steps: _Steps, rows: Rows) -> Any:

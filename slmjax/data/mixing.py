@@ -2,17 +2,39 @@
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from slmjax.data.phases import Phase, own_weights, parse_phases, units_without, weight_units
+from slmjax.config.run_phases import Phase, parse_phases
+from slmjax.data.phases import (
+    needs_own_weights,
+    own_weights,
+    phase_weights,
+    units_without,
+    weight_units,
+)
 from slmjax.data.stretch import UNITS, PerSource, Stretch
 from slmjax.errors import UserError
 
 # The cap of a source without one: no run has so many rows.
 NO_CAP = np.iinfo(np.int64).max
+
+
+class Begin(NamedTuple):
+    """What a mixture goes on from: rows of other shapes, or in another order, that come before it.
+
+    row: number of its first row in the run.
+    counts: rows of each source that are read before it, counted in rows of this mixture.
+    units: the weights before it, from which a ramp begins.
+    phase: number of its first phase in the config, for errors.
+    """
+
+    row: int
+    counts: PerSource
+    units: PerSource
+    phase: int
 
 
 class Mixture:
@@ -31,15 +53,17 @@ class Mixture:
     Args:
       names: the sources.
       tokens: tokens of each source; its weight where neither `phases` nor `weights` has one.
-      phases: see `parse_phases`; a name left out has weight 0. Empty: one phase.
-      total_rows: rows of the run.
+      phases: see `parse_phases`, with `until`; a name left out has weight 0. Empty: one phase.
+      total_rows: rows of the run, or of the part of it that begins at `begin`.
       seed: of the order inside blocks of rows.
-      weights: {source: weight} where `phases` is empty. All are numbers, or all are None.
+      weights: {source: weight} where no phase gives one. All are numbers, or all are None or 0.
       align: phases and ramps begin and end on multiples of this many rows. It is the batch, so that
         the weights do not jump within a step.
       caps: {source: most of its rows in the run}; a name left out has no cap.
       row_tokens: tokens of a row, for errors about caps.
-    Attributes: names; total_rows; spent, {source: row of the run from which on it is spent}.
+      begin: None for a mixture from the run's first row on.
+    Attributes: names; total_rows, the number of the row after the last one; last_units, the weights
+      of the last phase; spent, {source: row of the run from which on it is spent}.
     Raises: UserError for unknown or missing names, weights that are negative or all zero, shares
       that do not increase to 1, a ramp longer than its phase, and caps that leave nothing to train
       on before the end of the run.
@@ -57,9 +81,13 @@ class Mixture:
         align: int = 1,
         caps: Mapping[str, int] | None = None,
         row_tokens: int = 1,
+        begin: Begin | None = None,
     ):
         self.names = tuple(names)
-        self.total_rows = total_rows
+        nothing = np.zeros(len(self.names), np.int64)
+        start = begin or Begin(0, nothing, nothing, 0)
+        self._first_row = start.row
+        self.total_rows = start.row + total_rows
         self.spent: dict[str, int] = {}
         self._seed = seed
         self._row_tokens = row_tokens
@@ -67,17 +95,26 @@ class Mixture:
         self._caps = np.array([caps.get(name, NO_CAP) for name in names], np.int64)
         self._stretches: list[Stretch] = []
         # Rows of each source before each stretch, and a last entry: those of the whole run.
-        self._before = [np.zeros(len(self.names), np.int64)]
+        self._before = [start.counts]
 
-        parsed_phases = parse_phases(phases)
+        # One phase for the whole run where there are none.
+        parsed_phases = parse_phases(phases, begun=begin is not None) or (Phase(1.0),)
         # Fields of the config that an error about a phase names.
-        fields = [f"data.phases[{number}]" for number in range(len(parsed_phases))]
-        if not parsed_phases:
-            # One phase for the whole run.
-            constant = own_weights(self.names, tokens, weights or {})
-            parsed_phases = (Phase(1.0, constant),)
-            fields = ["data.sources"]
-        self._add_phases(parsed_phases, fields, align)
+        fields = ["data.sources"]
+        if phases:
+            numbers = range(start.phase, start.phase + len(parsed_phases))
+            fields = [f"data.phases[{number}]" for number in numbers]
+        own = {}
+        if needs_own_weights(parsed_phases):
+            own = own_weights(self.names, tokens, weights or {})
+        # All weights are checked before the first stretch is made.
+        units = []
+        for field, phase in zip(fields, parsed_phases):
+            named = phase_weights(self.names, own, phase.weights, field)
+            units.append(weight_units(self.names, named, field))
+        self.last_units = units[-1]
+        before = start.units if begin else units[0]
+        self._add_phases(parsed_phases, fields, [before, *units], align)
         self._starts = [stretch.start for stretch in self._stretches]
 
     def __len__(self) -> int:
@@ -104,6 +141,9 @@ class Mixture:
 
     def rows_before(self, g: int) -> PerSource:
         """Return how many rows of each source are among the first g rows of the run."""
+        if not self._stretches:
+            # A run without steps.
+            return self._before[0]
         i = self._stretch_at(g)
         counts = self._stretches[i].counts(g - self._starts[i])
         return self._before[i] + counts
@@ -168,31 +208,34 @@ class Mixture:
         stops = [*self._starts[1:], last_stop]
         return zip(self._stretches, stops)
 
-    def _add_phases(self, phases: Sequence[Phase], fields: Sequence[str], align: int) -> None:
+    def _add_phases(
+        self,
+        phases: Sequence[Phase],
+        fields: Sequence[str],
+        units: Sequence[PerSource],
+        align: int,
+    ) -> None:
         """Append the stretches of all phases.
 
         Args:
           fields: the name of each phase in the config, for errors.
+          units: the weights before the first phase, then those of each phase.
           align: see `Mixture`.
         """
+        rows = self.total_rows - self._first_row
 
         def aligned_rows(share: float) -> int:
-            return round(share * self.total_rows / align) * align
+            return round(share * rows / align) * align
 
-        # All weights are checked before the first stretch is made.
-        units = []
-        for field, phase in zip(fields, phases):
-            units.append(weight_units(self.names, phase.weights, field))
-        start = 0
+        start = self._first_row
         for number, phase in enumerate(phases):
             # The last phase ends with the run, also where this is no multiple of `align`.
             stop = self.total_rows
             if number < len(phases) - 1:
-                stop = min(self.total_rows, aligned_rows(phase.until))
-            # The first phase has no ramp, so its old weights do not matter.
-            old = units[max(0, number - 1)]
+                stop = min(self.total_rows, self._first_row + aligned_rows(phase.until))
+            old, new = units[number : number + 2]
             ramp = aligned_rows(phase.ramp)
-            self._add_phase(fields[number], old, units[number], ramp, start, stop)
+            self._add_phase(fields[number], old, new, ramp, start, stop)
             start = stop
 
     def _add_phase(

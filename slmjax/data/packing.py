@@ -51,7 +51,7 @@ class RowPlan:
         would have more, the shortest are left out and it ends in padding (`dropped_share`).
       scores: a number for each document. An epoch visits documents roughly from low to high score,
         see SCORE_NOISE; None: in random order.
-    Attributes: max_segments (the given one, or the bound), rows_per_epoch, tokens.
+    Attributes: max_segments (the given one, or the bound), rows_per_epoch, seq_len, tokens.
     Raises: UserError where all documents together are shorter than one row, or for an unknown
       packing.
     """
@@ -75,7 +75,7 @@ class RowPlan:
                 f"{nearest(packing, PACKINGS)}"
             )
         self._lengths = np.asarray(lengths, np.int64)
-        self._seq_len = seq_len
+        self.seq_len = seq_len
         self._packing = packing
         self._random_key = (seed, name)
         self._scores = scores  # [docs] or None
@@ -126,7 +126,7 @@ class RowPlan:
         if self._packing == "concat":
             # Every document begins a span, and so does every row (with the rest of a document).
             return 1 + len(self._lengths) / self.rows_per_epoch
-        pieces = -(-self._lengths // self._seq_len)
+        pieces = -(-self._lengths // self.seq_len)
         return int(pieces.sum()) / self.rows_per_epoch
 
     def bound(self) -> int:
@@ -138,7 +138,7 @@ class RowPlan:
         """
         if self._packing == "concat":
             _, edges = self._epoch(0)
-            row_of_start = edges[:-1] // self._seq_len
+            row_of_start = edges[:-1] // self.seq_len
             starts = np.bincount(row_of_start)[: self.rows_per_epoch]
             # One more for the rest of a document that starts in an earlier row.
             return _multiple_of_four(int(starts.max()) + 1)
@@ -161,8 +161,8 @@ class RowPlan:
         if self._packing == "concat":
             for row in _spread(self.rows_per_epoch, rows):
                 kept = self._cut_row(0, row).lengths
-                tokens += self._seq_len
-                dropped += self._seq_len - int(kept.sum())
+                tokens += self.seq_len
+                dropped += self.seq_len - int(kept.sum())
         else:
             windows = max(1, rows // self._window_rows)
             for window in _spread(self._windows_per_epoch, windows):
@@ -173,13 +173,13 @@ class RowPlan:
 
     def _cut_row(self, epoch: int, row: int) -> Spans:
         """Return the spans of a row of "concat": the stream between two row edges."""
-        start = row * self._seq_len
-        spans = self._stream(epoch, start, start + self._seq_len)
+        start = row * self.seq_len
+        spans = self._stream(epoch, start, start + self.seq_len)
         return spans.pick(longest(spans.lengths, self.max_segments))
 
     def _pack(self, epoch: int, window: int, max_segments: int) -> PackedRows:
         """Return the rows of one window of "best_fit"."""
-        seq_len = self._seq_len
+        seq_len = self.seq_len
         first_row = window * self._window_rows
         rows = min(self._window_rows, self.rows_per_epoch - first_row)
         start = first_row * seq_len

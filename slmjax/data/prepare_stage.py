@@ -4,17 +4,21 @@ It needs no accelerator.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from slmjax.config import Config, DataConfig, TrainConfig
+from slmjax.config import Config, DataConfig, TrainConfig, parent_folders
+from slmjax.config.run_phases import run_phases
 from slmjax.data import embedded_text
 from slmjax.data.batch_plan import BatchPlan
+from slmjax.data.phased_plan import PhasedPlan, plan_of_phases
 from slmjax.data.phases import check_phases
 from slmjax.data.prepare import prepare
 from slmjax.data.prepared import Prepared, preparation_summary
+from slmjax.data.shard_part import ShardPart
 from slmjax.errors import HOW_TO_RESTORE, UserError
 from slmjax.readable import said_if_long
 from slmjax.text.sources import parse_sources
@@ -56,7 +60,8 @@ def prepared_text(
 
     Args:
       workdir: the run's. Without config.data.cache, the cache is the folder `prepared` next to it.
-      init_from: a work directory whose tokenizer is used where config.data.tokenizer is empty.
+      init_from: a work directory (the first of several) whose tokenizer is used where
+        config.data.tokenizer is empty.
       process, processes: number of this process and how many there are. They share the work
         through a common file system.
     Raises: UserError for a tokenizer that is not there, invalid phases, and what `prepare` refuses.
@@ -78,7 +83,8 @@ def prepared_text(
         data = dataclasses.replace(data, tokenizer=_tokenizer_of(init_from))
     # Checked now, so that a mistake in the phases does not show after an hour of preparing.
     sources = parse_sources(data.sources)
-    check_phases(data.phases, [source.name for source in sources])
+    weights = {source.name: source.weight for source in sources}
+    check_phases(data.phases, list(weights), weights)
     sources = embedded_text.with_files(sources, textbook_folder, SEED)
     data = dataclasses.replace(data, sources={source.name: source for source in sources})
     # Only a tokenizer that is trained gets these special tokens; a given one has its own.
@@ -119,7 +125,8 @@ def batch_plan(
     *,
     seed: int,
     cuts: tuple[int, int] | None = None,
-) -> BatchPlan:
+    make: Callable[..., BatchPlan] = BatchPlan,
+) -> BatchPlan | PhasedPlan:
     """Return the batches of every step of a run.
 
     A source of weight 0 has no rows: only its held-out part is used.
@@ -127,9 +134,11 @@ def batch_plan(
     Args:
       seed: of the order of documents and sources.
       cuts: see BatchPlan.
+      make: BatchPlan, or a subclass of it.
     Raises: UserError where every source has the weight 0, and what BatchPlan raises.
     """
-    return BatchPlan(**plan_settings(data, train, prepared, seed=seed, cuts=cuts))
+    settings = plan_settings(data, train, prepared, seed=seed, cuts=cuts)
+    return plan_of_phases(make, settings, run_phases(data, train))
 
 
 def plan_settings(
@@ -140,7 +149,7 @@ def plan_settings(
     seed: int,
     cuts: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Return the arguments of a BatchPlan, see `batch_plan`."""
+    """Return the arguments of a BatchPlan in a run whose batches have one shape."""
     sources = []
     all_sources = parse_sources(data.sources)
     for source in all_sources:
@@ -154,8 +163,12 @@ def plan_settings(
         )
     # The embedded textbook has no entries in the config.
     names = [source.name for source in sources] or list(prepared.train)
+    train_shards: dict[str, Any] = {name: prepared.train[name] for name in names}
+    for source in sources:
+        if source.fraction < 1:
+            train_shards[source.name] = ShardPart(prepared.train[source.name], source.fraction)
     return {
-        "train": {name: prepared.train[name] for name in names},
+        "train": train_shards,
         "seq_len": data.seq_len,
         "batch": train.batch,
         "steps": train.steps,
@@ -206,6 +219,7 @@ def _tokenizer_of(init_from: str) -> str:
 
     Raises: UserError where it has none.
     """
+    init_from = parent_folders(init_from)[0]
     path = epath.Path(init_from) / "tokenizer.json"
     if not path.exists():
         raise UserError(

@@ -1,5 +1,6 @@
 """The contract of training data: the rows of each step's global batch, and the arrays they make."""
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -34,6 +35,20 @@ class Field(NamedTuple):
 
 Fields = Mapping[str, Field]
 Arrays = dict[str, np.ndarray]
+
+
+class HeldRows(NamedTuple):
+    """Which rows of the global batch a process holds, as a function of the step.
+
+    first_steps: ascending, from 0.
+    rows: from each of these steps on, the numbers of the rows.
+    """
+
+    first_steps: tuple[int, ...]
+    rows: tuple[np.ndarray, ...]
+
+    def __call__(self, step: int) -> np.ndarray:
+        return self.rows[bisect.bisect_right(self.first_steps, step) - 1]
 
 
 @runtime_checkable

@@ -59,7 +59,8 @@ class WholeRowPlan:
       seed, name: with the epoch they decide the order; errors call the source by `name`.
       dropped, cut: how many documents are longer than a row and were left out, or cut.
       segments_per_document: how many segments a document has.
-    Attributes: max_segments (of any row), rows_per_epoch, tokens (of an epoch, without padding).
+    Attributes: max_segments (of any row), rows_per_epoch, seq_len, tokens (of an epoch, without
+      padding).
     Raises: UserError where no document is left.
     """
 
@@ -80,7 +81,7 @@ class WholeRowPlan:
         self.segments_per_document = segments_per_document
         self.tokens = int(lengths.sum())
         self._lengths = lengths
-        self._seq_len = seq_len
+        self.seq_len = seq_len
         self._key = (seed, name)
         self._rows = fill_rows(lengths, seq_len)
         self.rows_per_epoch = len(self._rows)
@@ -100,7 +101,7 @@ class WholeRowPlan:
     @property
     def size(self) -> int:
         """Tokens of an epoch's rows, padding included, so that weights mean shares of rows."""
-        return self.rows_per_epoch * self._seq_len
+        return self.rows_per_epoch * self.seq_len
 
     def left_out(self) -> str:
         """Return in words how many documents were cut or left out; "" for none."""
@@ -111,7 +112,7 @@ class WholeRowPlan:
             words.append(f"{self.dropped:,} left out")
         if not words:
             return ""
-        return f"{' and '.join(words)} (longer than {self._seq_len:,} tokens)"
+        return f"{' and '.join(words)} (longer than {self.seq_len:,} tokens)"
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return the numbers of the rows in the order of an epoch."""

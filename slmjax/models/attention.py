@@ -111,6 +111,7 @@ class Attention(TokenMixer):
             inputs=(0, 1),
             outputs=(2,),
             init=residual_scale(arch),
+            group="residual",
         )
 
     @property

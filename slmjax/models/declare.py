@@ -17,9 +17,12 @@ from jaxtyping import Array
 # Logical axes. parallel/rules.py maps them to axes of the mesh.
 AXES = ("width", "heads", "kv_heads", "ff", "vocab", "rows", "expert")
 # The keys of config.model.multipliers. "own" is for parameters without a declaration.
-GROUPS = ("embedding", "head", "matrix", "vector", "own")
+GROUPS = ("embedding", "head", "matrix", "residual", "vector", "final_norm", "own")
 DECLARED_GROUPS = GROUPS[:-1]
-DECAYING_GROUPS = ("head", "matrix")  # those with weight decay
+DECAYING_GROUPS = ("head", "matrix", "residual")  # those with weight decay
+# {group: the group that it is part of}. What is set for the whole holds for a part, except where
+# the part has a value of its own.
+PART_OF = {"residual": "matrix", "final_norm": "vector"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Weight:
     inputs: dimensions that are summed over in the product with a token.
     outputs: dimensions that the product writes. Dimensions in neither (layers, experts, heads of
       their own) are batch dimensions: Muon takes each of their entries as a matrix of its own.
-    group: embedding, head, matrix or vector; own for a parameter without a declaration.
+    group: embedding, head, matrix, residual (a matrix that writes into the residual stream), vector
+      or final_norm (the gain before the head); own for a parameter without a declaration.
     uses: how many times a token is multiplied with it, on average; 0 for a look-up.
     """
 
@@ -57,12 +61,13 @@ class Weight:
 
         See train/optimizer.py.
         """
-        return self.group == "matrix" and bool(self.inputs and self.outputs)
+        is_matrix = self.group in ("matrix", "residual")
+        return is_matrix and bool(self.inputs and self.outputs)
 
     @property
     def in_compute_type(self) -> bool:
         """Whether it takes part in products, which are in the compute type."""
-        return self.group in ("embedding", "head", "matrix")
+        return self.group in ("embedding", "head", "matrix", "residual")
 
     def stacked(self, layers: int) -> "Weight":
         """Return the declaration of the array that stacks this weight of `layers` layers."""
@@ -151,7 +156,8 @@ def weight(
     if not callable(init):
         # With init and multiplier at 1, a product has the variance of its inputs.
         fan_in = max(1, math.prod(shape[i] for i in inputs))
-        multiplier = dict(arch.init_scales).get(group, 1.0)
+        scales = dict(arch.init_scales)
+        multiplier = scales.get(group, scales.get(PART_OF.get(group), 1.0))
         init = nn.initializers.normal(init * fan_in**-0.5 * multiplier)
 
     def boxed(key: Array) -> Declared:
@@ -238,7 +244,7 @@ def _check(name: str, declaration: Weight) -> None:
     if repeated or not all(0 <= i < len(shape) for i in used):
         fault = f"inputs and outputs must be different dimensions of {shape}"
         raise ValueError(f"weight '{name}': {fault}")
-    if group == "matrix" and not declaration.inputs:
+    if group in ("matrix", "residual") and not declaration.inputs:
         fault = "a matrix needs inputs, the dimensions that are summed over"
         raise ValueError(f"weight '{name}': {fault}")
 

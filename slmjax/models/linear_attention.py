@@ -152,6 +152,7 @@ class LinearAttention(RecurrentMixer):
             inputs=(0, 1),
             outputs=(2,),
             init=residual_scale(self.arch),
+            group="residual",
         )
         return project(self, "out", out, {"out": matrix})[0]
 

@@ -75,7 +75,7 @@ def init(arch: Architecture, key: Array) -> dict:
     """Return initial parameters.
 
     Embedding and head are drawn from a normal distribution of deviation 0.02 times their
-    multiplier, matrices of 1/sqrt(fan in).
+    multiplier, matrices of 1/sqrt(fan in). The final norm's gain starts at its multiplier.
     """
     scales = dict(arch.init_scales)
     embedding_key, head_key, stack_key = jax.random.split(key, 3)
@@ -85,9 +85,10 @@ def init(arch: Architecture, key: Array) -> dict:
         deviation = TABLE_DEVIATION * scales.get(group, 1.0)
         return deviation * jax.random.normal(key, shape)
 
+    gain = scales.get("final_norm", 1.0)
     params = {
         "embedding": table(embedding_key, (arch.vocab_size, arch.width), "embedding"),
-        "final_norm": {"scale": jnp.ones(arch.width)},
+        "final_norm": {"scale": jnp.full(arch.width, gain, jnp.float32)},
     }
     if not arch.tied:
         params["head"] = table(head_key, (arch.width, arch.vocab_size), "head")
@@ -108,7 +109,7 @@ def declare(arch: Architecture) -> dict:
     # A tied table is also the head's matrix. An untied one is only looked up.
     uses = 1.0 if arch.tied else 0.0
     table = Weight((V, D), ("vocab", "width"), group="embedding", uses=uses)
-    norm = Weight((D,), (None,))
+    norm = Weight((D,), (None,), group="final_norm")
     tree = {"embedding": table, "final_norm": {"scale": norm}}
     if not arch.tied:
         tree["head"] = Weight(

@@ -39,6 +39,7 @@ class MLP(ChannelMixer):
             inputs=(0,),
             outputs=(1,),
             init=residual_scale(self.arch),
+            group="residual",
         )
         hidden = jax.nn.silu(gate) * up
         (y,) = project(self, "out", hidden, {"down": down})

@@ -247,12 +247,12 @@ def _stack(pattern: Sequence[str], layers: int) -> Stack:
 
 
 def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """Return (group, factor on its initial values) of each group with multipliers, sorted.
+    """Return (group, factor on its initial values) of each group that has one, sorted.
 
     Raises: UserError for a group that does not exist, and for a multiplier that is not a number or
       that nothing in its group reads.
     """
-    scales = []
+    scales = {}
     for group, factors in multipliers.items():
         if group not in GROUPS:
             known = ", ".join(sorted(GROUPS))
@@ -265,8 +265,9 @@ def _init_scales(multipliers: Mapping[str, Any]) -> tuple[tuple[str, float], ...
             example = "such as {'lr': 0.5}"
             raise UserError(f"config.model.multipliers.{group} {fault}, {example}.")
         _check_effect(group, factors)
-        scales.append((group, float(factors.get("init", 1.0))))
-    return tuple(sorted(scales))
+        if "init" in factors:
+            scales[group] = float(factors["init"])
+    return tuple(sorted(scales.items()))
 
 
 def _check_effect(group: str, factors: Mapping[str, float]) -> None:

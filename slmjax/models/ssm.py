@@ -125,6 +125,7 @@ class SSM(RecurrentMixer):
             inputs=(0, 1),
             outputs=(2,),
             init=residual_scale(self.arch),
+            group="residual",
         )
         (y,) = project(self, "out", normed, {"out": matrix})
         return y

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ class DeviceKind(NamedTuple):
     hosts: int
 
 
-def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
+def make_mesh(sizes: dict[str, int], devices: Sequence | None = None) -> Mesh:
     """Return a mesh with the axes data, fsdp, tensor, sequence, expert (type Auto).
 
     Args:

@@ -119,7 +119,7 @@ def load_run(workdir: str, name: str) -> ComparedRun:
         _refuse_without_scores(workdir, records)
     try:
         config = _read_config(config_file.read_text("utf-8"))
-        heldout = _read_scores(scores_file.read_bytes())
+        heldout = read_scores(scores_file.read_bytes())
     except OSError:
         # The disk failed, which is no damage; the command reports it itself.
         raise
@@ -202,7 +202,7 @@ def _read_config(text: str) -> dict[str, Any]:
     return flatten(as_today(saved))
 
 
-def _read_scores(archive: bytes) -> Scores:
+def read_scores(archive: bytes) -> Scores:
     """Return the columns of heldout.npz. Raises: many kinds of errors for a damaged archive."""
     # The archive names an array "source/column"; a source's name may have slashes too.
     columns: Scores = {}

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,36 +105,57 @@ def curves(
         losses lie far above the rest.
       marks: places on the horizontal axis that get a thin upright line (restarts).
     """
+
+    def draw(figure: Any, axes: Any, colors: Mapping[str, str]) -> None:
+        for line in lines:
+            _draw_line(axes, line, legend)
+        for mark in marks:
+            axes.axvline(mark, color=colors["muted"], lw=0.8, ls=(0, (2, 3)), zorder=1)
+        if clip:
+            _set_vertical_limits(axes, lines)
+        label_axes(axes, title, x, y)
+        if legend:
+            _draw_legend(figure, axes, lines, clip)
+
+    return themed_figure(draw, title)
+
+
+def themed_figure(
+    draw: Callable[[Any, Any, Mapping[str, str]], None],
+    title: str,
+    size: tuple[float, float] = (5.4, 3.3),
+) -> str:
+    """Return a drawing of one's own as an SVG like that of `curves`.
+
+    Args:
+      draw: draws on (figure, axes, colors), with colors by their names in LIGHT.
+      title: what the figure is called where it cannot be seen.
+      size: inches.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_SETTINGS):
-        figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        for line in lines:
-            _draw_line(axes, line, legend)
-        for mark in marks:
-            axes.axvline(mark, color=_STAND_IN["muted"], lw=0.8, ls=(0, (2, 3)), zorder=1)
-        if clip:
-            _set_vertical_limits(axes, lines)
-        _label_axes(axes, title, x, y)
+        draw(figure, axes, _STAND_IN)
         # Transparent, so that the page's own background shows.
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
-        if legend:
-            _draw_legend(figure, axes, lines, clip)
         buffer = io.StringIO()
         # Without a date, so that the same figure is the same file.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _themed(buffer.getvalue(), title)
 
 
-def standalone(svg: str) -> str:
-    """Return the same SVG as a file of its own, in the light colours on white."""
-    svg = re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], svg)
+def standalone(svg: str, *, dark: bool = False) -> str:
+    """Return the same SVG as a file of its own, in the light or dark colours on their paper."""
+    colors = DARK if dark else LIGHT
+    svg = re.sub(r"var\(--(\w+)\)", lambda match: colors[match[1]], svg)
+    paper = colors["paper"]
     opening = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        'style="background:#fff" font-family="Helvetica, Arial, sans-serif" '
+        f'style="background:{paper}" font-family="Helvetica, Arial, sans-serif" '
     )
     return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace("<svg ", opening, 1)
 
@@ -211,7 +232,8 @@ def _set_vertical_limits(axes: Any, lines: Sequence[Line]) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
-def _label_axes(axes: Any, title: str, x: str, y: str) -> None:
+def label_axes(axes: Any, title: str, x: str, y: str) -> None:
+    """Write title, labels and ticks onto matplotlib's axes, in the colours of the house."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     ink, muted = _STAND_IN["ink"], _STAND_IN["muted"]

@@ -113,33 +113,70 @@ def bootstrap(
         return _bootstrap(paired, groups, seed, resamples)
 
 
+def bootstrap_mean(
+    paired: Paired, groups: Sequence[Sequence[int]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Difference]:
+    """Return each group's difference in the mean over sources of bits per byte.
+
+    Every source counts the same, however many bytes it has. See `bootstrap` for the rest.
+    """
+    with np.errstate(invalid="ignore"):
+        weights, bits = _resampled_bits(paired, groups, seed, resamples)
+        measured = [bits_per_byte(paired, source) for source in paired.nats]
+        sources = [bits[source] for source in paired.nats]
+        return _intervals(groups, weights, np.mean(sources, 0), np.mean(measured, 0))
+
+
 def _bootstrap(
     paired: Paired, groups: Sequence[Sequence[int]], seed: int, resamples: int
 ) -> dict[str, list[Difference]]:
+    weights, bits = _resampled_bits(paired, groups, seed, resamples)
+    differences = {}
+    for source in [*paired.nats, "total"]:
+        measured = bits_per_byte(paired, source)
+        differences[source] = _intervals(groups, weights, bits[source], measured)
+    return differences
+
+
+def _resampled_bits(
+    paired: Paired, groups: Sequence[Sequence[int]], seed: int, resamples: int
+) -> tuple[Float[np.ndarray, "resamples groups runs"], dict[str, np.ndarray]]:
+    """Return (how much each run counts, {source or "total": bits per byte [resamples, runs]})."""
     chance = np.random.default_rng(seed)
     sums = {}
     for source in paired.nats:
         sums[source] = _resampled_sums(paired, source, chance, resamples)
     weights = _run_weights(groups, chance, resamples)
-    even_weights = _run_weights(groups, None, 1)
-    differences = {}
+    bits = {}
     for source in [*paired.nats, "total"]:
         # [resamples, runs + 1]: each run's nats, and bytes in the last column.
         totals = 0
         for part in _parts(paired, source):
             totals = totals + sums[part]
-        # [resamples, runs]: bits per byte.
-        bits = totals[:, :-1] / totals[:, -1:] / math.log(2)
-        # [resamples, groups]
-        means = _group_means(weights, bits, groups)
-        lows, highs = np.quantile(means - means[:, :1], INTERVAL, axis=0)
-        # The same without resampling: [groups].
-        measured = bits_per_byte(paired, source)[None]
-        (values,) = _group_means(even_weights, measured, groups)
-        differences[source] = []
-        for value, low, high in zip(values, lows, highs, strict=True):
-            difference = Difference(float(value - values[0]), float(low), float(high))
-            differences[source].append(difference)
+        bits[source] = totals[:, :-1] / totals[:, -1:] / math.log(2)
+    return weights, bits
+
+
+def _intervals(
+    groups: Sequence[Sequence[int]],
+    weights: Float[np.ndarray, "resamples groups runs"],
+    bits: Float[np.ndarray, "resamples runs"],
+    measured: Float[np.ndarray, "runs"],
+) -> list[Difference]:
+    """Return each group's difference to the first group.
+
+    Args:
+      bits: of resampled documents.
+      measured: of the documents as they are.
+    """
+    # [resamples, groups]
+    means = _group_means(weights, bits, groups)
+    lows, highs = np.quantile(means - means[:, :1], INTERVAL, axis=0)
+    # The same without resampling: [groups].
+    (values,) = _group_means(_run_weights(groups, None, 1), measured[None], groups)
+    differences = []
+    for value, low, high in zip(values, lows, highs, strict=True):
+        differences.append(Difference(float(value - values[0]), float(low), float(high)))
     return differences
 
 

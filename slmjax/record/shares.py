@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from slmjax.data.loader import BatchPlan
+from slmjax.data.loader import BatchPlan, PhasedPlan
 from slmjax.readable import count, percent
 from slmjax.record.figures import Line, curves
 
 
-def reading_sentences(plan: BatchPlan) -> dict[str, str]:
+def reading_sentences(plan: BatchPlan | PhasedPlan) -> dict[str, str]:
     """Return what the whole run reads: {source: "2.30 epochs of 11M tokens; cap 4"}."""
     sentences = {}
     for (name, epochs), rows in zip(plan.epochs().items(), plan.row_plans):
@@ -57,7 +57,7 @@ def figure(shares: Mapping[str, Any], step: int | None = None) -> str:
     )
 
 
-def _reading_sentence(plan: BatchPlan, name: str, epochs: float, tokens: int) -> str:
+def _reading_sentence(plan: BatchPlan | PhasedPlan, name: str, epochs: float, tokens: int) -> str:
     """Return how often a source is read, in which order, and where its cap ends it."""
     text = f"{epochs:.2f} epochs of {count(tokens)} tokens"
     score = plan.scores.get(name)
@@ -67,8 +67,8 @@ def _reading_sentence(plan: BatchPlan, name: str, epochs: float, tokens: int) ->
         text += f" in the order of {score.removeprefix('-')}, {direction}"
     if name in plan.max_epochs:
         text += f"; cap {plan.max_epochs[name]:g}"
-    if name in plan.mixture.spent:
-        # `spent` is the run's row at which the source reaches its cap.
-        share = percent(plan.mixture.spent[name] / plan.total_rows)
+    spent = plan.spent()
+    if name in spent:
+        share = percent(spent[name] / plan.total_tokens)
         text += f", reached at {share} of the run, from where on the other sources take its share"
     return text

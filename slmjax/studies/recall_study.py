@@ -5,15 +5,11 @@ trained with each of several learning rates and seeds. Each model is a run of it
 "recall" (tasks/recall.py), in a folder below the study's work directory.
 """
 
-import contextlib
 import dataclasses
-import functools
-import io
 import itertools
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import jax
@@ -25,36 +21,12 @@ from slmjax.data.recall_rows import parse_puzzle
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.models.pattern import from_config
-from slmjax.models.resolve import resolve
 from slmjax.parallel import hosts
 from slmjax.parallel.compiling import use_compile_cache
-from slmjax.parallel.mesh import make_mesh
-from slmjax.readable import said_if_long
 from slmjax.record import metrics as records
+from slmjax.studies.study_runs import StudyRun, StudyRuns, StudyStopped, architecture
 from slmjax.tasks.recall import TEST, VALIDATION
 from slmjax.text.files import write_atomic
-from slmjax.train import run as training
-
-
-class Outcome(NamedTuple):
-    """The result of a run.
-
-    validation: {step: accuracy on validation rows}.
-    test: accuracy on test rows after the last step.
-    diverged: why training gave up, "" where it did not. All answers of a run that diverged count as
-      wrong.
-    """
-
-    validation: dict[int, float]
-    test: float
-    diverged: str = ""
-
-
-class StudyStopped(Exception):
-    """A run was asked to stop and was saved; `status` is its exit status."""
-
-    def __init__(self, status: int):
-        self.status = status
 
 
 def run_recall(
@@ -62,9 +34,9 @@ def run_recall(
 ) -> int:
     """Train every variant on every task, and return the exit status.
 
-    Each row is written to study.json once it is complete. A study that was stopped goes on with the
-    run in which it was stopped.
-    Raises: UserError for invalid settings, and where study.json has rows of other settings.
+    Rows of the table are written to study.json as they are completed. A study that was stopped goes
+    on with the runs that were stopped.
+    Raises: UserError for invalid settings, and where the folder has runs of other settings.
     """
     if init_from:
         raise UserError("--init_from: the recall study trains its models from the start.")
@@ -72,70 +44,25 @@ def run_recall(
     use_compile_cache()
     hosts.check_devices()
     folder = epath.Path(workdir)
-    file = folder / "study.json"
-    results = {"command": command, "device": jax.devices()[0].device_kind, "rows": []}
-    results |= earlier_results(file, config)
-    rows = results["rows"]
-    write_atomic(folder / "config.json", configs.to_json(config))
-    _write(file, results)  # from now on other settings are refused
-    done = {(row["task"], row["variant"]) for row in rows}
+    runs = StudyRuns(folder, config, identity="", vocab_size=study["vocab"], command=command)
+    rows: list[dict] = []
     for task, variant in itertools.product(study["tasks"], study["variants"]):
-        if (task, variant) in done:
-            continue
-        pattern = tuple(study["variants"][variant])
         try:
-            row = measure_recall(config, study, task, variant, pattern, folder, command)
+            row = measure_recall(config, study, task, variant, runs)
         except StudyStopped as stopped:
             print("Saved and left as asked; the same command goes on from here.")
             return stopped.status
         rows.append(row)
-        _write(file, results)
+        results = {"command": command, "device": jax.devices()[0].device_kind, "rows": rows}
+        write_atomic(folder / "study.json", json.dumps(results, indent=1))
         accuracy = accuracy_text(row)
         details = f"at {row['rate']:g}, {row['steps']} steps"
         print(f"{task:20} {variant:12} {accuracy}  {details}", flush=True)
     print("\n" + recall_table(rows))
     choice = "at the learning rate that is best on validation rows"
-    print(f"\nTest accuracy, mean over {study['seeds']} seeds, {choice}. Rows: {file}")
+    seeds = f"mean over {study['seeds']} seeds"
+    print(f"\nTest accuracy, {seeds}, {choice}. Rows: {folder / 'study.json'}")
     return 0
-
-
-def earlier_results(file: epath.Path, config: configs.Config) -> dict[str, Any]:
-    """Return the results in study.json, with the settings and variants of this start added.
-
-    Without the file there are no rows.
-    Raises: UserError where the file's rows are of other settings, or cannot be read.
-    """
-    values = configs.to_dict(config)
-    study = values["study"]
-    variants = study["variants"]
-    # The settings that change what a row holds. Tasks and variants only decide which rows there
-    # are, so that a later start may add some.
-    row_settings = {name: values[name] for name in ("seed", "train", "model", "precision")}
-    for name in study:
-        if name not in ("tasks", "variants"):
-            row_settings[name] = study[name]
-    results: dict[str, Any] = {}
-    changed = []  # names of settings, and of variants, that differ from the file's
-    if file.exists():
-        try:
-            results = json.loads(file.read_text())
-            earlier = results.get("settings", row_settings)
-            changed = [name for name in row_settings if earlier[name] != row_settings[name]]
-            # A variant that the file has must keep its pattern.
-            earlier_variants = results.get("variants", {})
-            for name, pattern in variants.items():
-                if earlier_variants.get(name, pattern) != pattern:
-                    changed.append(name)
-            variants = earlier_variants | variants
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            advice = "remove it or use another --workdir"
-            raise UserError(f"'{file}' cannot be read ({error!r}); {advice}.") from error
-    if changed:
-        raise UserError(
-            f"'{file}' holds rows of other settings ({', '.join(changed)}); use another --workdir."
-        )
-    # Written with every row, for the comparison at the next start.
-    return {**results, "settings": row_settings, "variants": variants}
 
 
 def study_settings(config: configs.Config) -> dict[str, Any]:
@@ -168,13 +95,7 @@ def study_settings(config: configs.Config) -> dict[str, Any]:
 
 
 def measure_recall(
-    config: configs.Config,
-    study: Mapping[str, Any],
-    task: str,
-    variant: str,
-    pattern: tuple[str, ...],
-    folder: epath.Path,
-    command: str = "",
+    config: configs.Config, study: Mapping[str, Any], task: str, variant: str, runs: StudyRuns
 ) -> dict[str, Any]:
     """Train a variant on a task, and return the table's row of the two.
 
@@ -184,42 +105,33 @@ def measure_recall(
 
     Args:
       study: what `study_settings` returns.
-      variant, pattern: the variant's name and its pattern of mixers.
-      folder: the study's work directory.
+      runs: trains the runs, and has the results of those that are trained already.
     Raises: StudyStopped where a run was asked to stop.
     """
+    pattern = tuple(study["variants"][variant])
     last_step = config.train.steps
-    outcomes: dict[float, list[Outcome]] = {}  # {rate: one outcome for each seed}
+    results: dict[float, list[dict]] = {}  # {rate: one result for each seed}
     means: dict[float, dict[int, float]] = {}  # {rate: {step: accuracy on validation rows}}
     for rate in map(float, study["rates"]):
-        outcomes[rate] = []
+        seeds = []
         for seed in range(study["seeds"]):
             # quote: a variant's name may hold any character.
-            run_folder = f"{quote(variant)}-{rate:g}-{seed}"
-            runs_of_task = folder / "runs" / task.replace(":", "-")
-            run_name = f"{variant} on {task}, rate {rate:g}, seed {seed}"
-            settings = run_config(config, study, task, pattern, rate, seed)
-            outcome = outcome_of(settings, runs_of_task / run_folder, run_name, command)
-            sentence = outcome.diverged
-            if not sentence:
-                sentence = f"{outcome.validation[last_step]:.3f} on validation rows"
-            print(f"  {run_name}: {sentence}", flush=True)
-            outcomes[rate].append(outcome)
-        means[rate] = validation_means(outcomes[rate], last_step)
+            safe_variant = quote(variant, safe="")
+            name = f"{task.replace(':', '-')}-{safe_variant}-{rate:g}-{seed}"
+            seeds.append(StudyRun(name, run_config(config, study, task, pattern, rate, seed)))
+        results[rate] = list(runs.train(seeds, read_accuracies).values())
+        means[rate] = validation_means(results[rate], last_step)
         if means[rate][last_step] >= study["enough"]:
             break
     # Not chosen on test rows, on which the best of several rates would look too good.
-    best = max(outcomes, key=lambda rate: means[rate][last_step])
-    accuracies = [outcome.test for outcome in outcomes[best]]
+    best = max(results, key=lambda rate: means[rate][last_step])
     by_rate = {}
-    for rate, outcomes_of_rate in outcomes.items():
-        by_rate[f"{rate:g}"] = [outcome.test for outcome in outcomes_of_rate]
+    for rate, of_seeds in results.items():
+        by_rate[f"{rate:g}"] = [accuracy_on_test(result) for result in of_seeds]
+    accuracies = by_rate[f"{best:g}"]
 
     puzzle = parse_puzzle(task, study["vocab"])
-    model = with_pattern(config, pattern).model
-    # The sizes are those of the whole model, so that a mesh of one device is enough to count them.
-    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-    arch, _ = resolve(model, config.precision, mesh, puzzle.vocab)
+    arch = architecture(with_pattern(config, pattern), puzzle.vocab)
     return {
         "task": task,
         "variant": variant,
@@ -234,6 +146,17 @@ def measure_recall(
     }
 
 
+def read_accuracies(past: records.Records) -> dict[str, Any]:
+    """Return a result's "validation": [[step, accuracy on validation rows], ...]."""
+    steps, accuracies = records.series(past, VALIDATION)
+    return {"validation": np.column_stack([steps, accuracies]).tolist()}
+
+
+def accuracy_on_test(result: Mapping[str, Any]) -> float:
+    """Return the accuracy on test rows; all answers of a run that diverged count as wrong."""
+    return result["metrics"].get(TEST, 0.0)
+
+
 def _steps_until(enough: float, accuracies: Mapping[int, float], last_step: int) -> int:
     """Return the first step with enough accuracy; the last step where there is none.
 
@@ -246,64 +169,21 @@ def _steps_until(enough: float, accuracies: Mapping[int, float], last_step: int)
     return last_step
 
 
-def validation_means(outcomes: Sequence[Outcome], last_step: int) -> dict[int, float]:
+def validation_means(results: Sequence[Mapping], last_step: int) -> dict[int, float]:
     """Return {step: accuracy on validation rows, mean over the runs}, also at the last step.
 
     Steps are in order.
     """
-    steps = {last_step}
-    for outcome in outcomes:
-        steps |= outcome.validation.keys()
+    curves = []
+    for result in results:
+        # A run that diverged has no curve.
+        curves.append({int(step): value for step, value in result.get("validation", [])})
+    steps = {last_step}.union(*curves)
     means = {}
     for step in sorted(steps):
         # A run that diverged has no accuracy, which counts as 0.
-        accuracies = [outcome.validation.get(step, 0.0) for outcome in outcomes]
-        means[step] = float(np.mean(accuracies))
+        means[step] = float(np.mean([curve.get(step, 0.0) for curve in curves]))
     return means
-
-
-def outcome_of(config: configs.Config, folder: epath.Path, name: str, command: str) -> Outcome:
-    """Return the outcome of a run; train it, or the rest of it, where it has not ended.
-
-    Args:
-      config: of the run.
-      folder: the run's work directory.
-      name: of the run, as a person reads it.
-    Raises: StudyStopped where the run was asked to stop.
-    """
-    steps = config.train.steps
-    outcome = recorded_outcome(folder, steps)
-    if outcome:
-        return outcome
-    # What the run prints is dropped: all of it is in its own records and report. The line of
-    # said_if_long still reaches the terminal, since `file` is bound before the redirection.
-    terminal = functools.partial(print, file=sys.stdout, flush=True)
-    with said_if_long(f"training {name}", say=terminal), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            status = training.run_train(config, str(folder), command=command)
-        except UserError:
-            # A run that diverges ends with a UserError, too, but its records have an outcome.
-            if recorded_outcome(folder, steps) is None:
-                raise
-            status = 0
-    if status:
-        raise StudyStopped(status)
-    return recorded_outcome(folder, steps)
-
-
-def recorded_outcome(folder: epath.Path, steps: int) -> Outcome | None:
-    """Return the outcome that a run's records hold; None before its end.
-
-    Args:
-      steps: of the whole run.
-    """
-    past = records.read(folder)
-    # "stopped" is recorded where training gives up, not after a signal.
-    if stopped := records.events(past, "stopped"):
-        return Outcome({}, 0.0, f"diverged: {stopped[-1]['reason']}")
-    if not any(event["step"] == steps for event in records.events(past, "finish")):
-        return None
-    return Outcome(_curve(past, VALIDATION), _curve(past, TEST)[steps])
 
 
 def run_config(
@@ -362,13 +242,3 @@ def recall_table(rows: Sequence[Mapping[str, Any]]) -> str:
         accuracies = [cells.get((variant, task), "") for task in tasks]
         table.append([variant, *accuracies])
     return "\n".join(f"| {' | '.join(line)} |" for line in table)
-
-
-def _write(file: epath.Path, results: dict[str, Any]) -> None:
-    write_atomic(file, json.dumps(results, indent=1) + "\n")
-
-
-def _curve(past: records.Records, name: str) -> dict[int, float]:
-    """Return {step: value} of a metric in a run's records."""
-    steps, values = records.series(past, name)
-    return dict(zip(steps.tolist(), values.tolist()))

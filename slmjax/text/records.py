@@ -26,6 +26,7 @@ class Source:
       revision: branch, tag or commit of a Hub repository.
       heldout: files of which every document is held out.
       max_epochs: how often it may be read at most; None: without bound.
+      fraction: part of its training documents that is read, always the same ones.
       score: a field that holds a number: each epoch visits documents from low to high, or from
         high to low as "-field".
       reader: "module:function" of your own for files of any other kind. It gets a file as a stream
@@ -43,6 +44,7 @@ class Source:
     revision: str = ""
     heldout: tuple[str, ...] = ()
     max_epochs: float | None = None
+    fraction: float = 1.0
     score: str = ""
     reader: str = ""
     kind: str = TEXT

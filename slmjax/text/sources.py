@@ -36,7 +36,7 @@ def parse_sources(value: Any) -> tuple[Source, ...]:
         ...}} with the fields of Source, or Sources. A SeqIO mixture (seqio://MODULE/NAME) gives a
         source for each of its tasks.
     Raises: UserError for an unknown field, a bad or repeated name, a missing path, or a weight or
-      max_epochs that is not a positive number.
+      max_epochs that is not a positive number, or a fraction above 1.
     """
     if isinstance(value, str) and value and not value.strip():
         raise UserError(f"data.sources is blank; {EXPECTED}.")
@@ -189,6 +189,9 @@ def _from_entry(name: str, entry: Any) -> Source:
     _check_fields(entry, where)
     weight = _positive(entry, "weight", where, or_zero=True)
     max_epochs = _positive(entry, "max_epochs", where)
+    fraction = _positive(entry, "fraction", where) or 1.0
+    if fraction > 1:
+        raise UserError(f"{where}.fraction is {fraction:g}; expected a number above 0, at most 1.")
     path = _paths(entry.get("path"), f"{where}.path")
     if not path:
         expected = f"expected a file, folder or pattern of {SUPPORTED}"
@@ -214,6 +217,7 @@ def _from_entry(name: str, entry: Any) -> Source:
         revision=str(entry.get("revision") or ""),
         heldout=heldout,
         max_epochs=max_epochs,
+        fraction=fraction,
         score=str(entry.get("score") or ""),
         reader=str(entry.get("reader") or ""),
         kind=kind,

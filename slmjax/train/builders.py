@@ -7,6 +7,7 @@ from typing import Any
 
 from slmjax.config import Config
 from slmjax.config.base import literal
+from slmjax.config.run_phases import RunPhase, run_phases
 from slmjax.errors import UserError, imported, nearest, users_error
 from slmjax.tasks.task import Task, TaskBuilder
 from slmjax.train.program import Program
@@ -55,21 +56,39 @@ def task_of(builder: TaskBuilder, program: Program) -> Task:
       number of rows than config.train.batch.
     """
     name, _ = parse_task(program.config.task)
-    batch = program.config.train.batch
     with _explained(name, "makes no task"):
         task = builder.task(program)
     _check_parts(name, task, *TASK)
     _check_parts(name, task.rows, *ROWS)
+    config = program.config
+    for phase in run_phases(config.data, config.train):
+        _check_rows(name, task, phase, config)
+    return task
+
+
+def _check_rows(name: str, task: Task, phase: RunPhase, config: Config) -> None:
+    """Raises: UserError where the batches of a phase have another number of rows than it says.
+
+    So have those of a task that does not read config.data.phases, and other lengths of a row.
+    """
     with _explained(name, "has no shapes"):
-        fields = task.rows.shapes(0)
+        fields = task.rows.shapes(phase.first)
+    where = "config.train.batch"
+    if phase.batch != config.train.batch:
+        where = f"that of the phase from step {phase.first} on"
     for field, (shape, _, axes) in fields.items():
         # A field without a batch axis, such as "places" of `text_fields`, may have any length.
-        if axes[:1] == ("batch",) and shape[0] != batch:
+        if axes[:1] == ("batch",) and shape[0] != phase.batch:
             raise UserError(
                 f"config.task: the field '{field}' of '{name}' has {shape[0]} rows; "
-                f"config.train.batch is {batch}."
+                f"{where} is {phase.batch}."
             )
-    return task
+    tokens = fields.get("tokens")
+    if phase.seq_len != config.data.seq_len and tokens and tokens.shape[1:] != (phase.seq_len,):
+        raise UserError(
+            f"config.task: '{name}' has no rows of another length in the phase from step "
+            f"{phase.first} on, whose seq_len is {phase.seq_len}."
+        )
 
 
 def parse_task(text: str) -> tuple[str, dict[str, Any]]:

@@ -1,11 +1,15 @@
-"""A run that starts from another run's parameters: --init_from, and the line of ancestors."""
+"""A run that starts from the parameters of other runs: --init_from, and the line of ancestors."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from slmjax.checkpoint import Checkpoints, RestoredItems, checkpoint_hash, named
+from slmjax.config import FIELDS, as_today, parent_folders
 from slmjax.errors import UserError
 from slmjax.exported.read_export import checkpoints_of
 from slmjax.models.declare import keep_channel, merged
@@ -19,6 +23,9 @@ def inherit(
 ) -> tuple[TrainState, list[dict], list[str]]:
     """Return a new run's state with parameters and buffers of another run's newest checkpoint.
 
+    Several parents make a soup: the mean of their parameters, and of their buffers of floating
+    point, computed in float32; whole numbers among the buffers are those of the first parent.
+
     Buffers with a forward channel are part of the model, as parameters are: all that this model
     declares are taken. Where the parent has no such buffers, they start anew, and a line says so.
     Buffers with a cotangent channel (the scales of float8) always start anew: they follow this
@@ -26,7 +33,8 @@ def inherit(
     config.precision.products. Buffers that only the parent has are left behind.
 
     Args:
-      init_from: work directory of the other run, the parent, or the folder of its export.
+      init_from: work directory of the other run, the parent, or the folder of its export; several
+        with commas between them.
       state: the new run's before its first step.
       shapes: the state's shapes and shardings.
       declared: declarations of the buffers.
@@ -34,7 +42,39 @@ def inherit(
     Returns: (state, the run's ancestors, sentences on damaged checkpoints that were passed over).
     Raises: UserError where the parent's parameters or buffers have other names or shapes, its
       tokenizer is another one, or none of its checkpoints can be read.
+    Source: Wortsman et al. 2022 (model soups), section 2: the uniform soup.
     """
+    read = [
+        _inherit_one(folder, state, shapes, declared, tokenizer)
+        for folder in parent_folders(init_from)
+    ]
+    states, lines, faults = zip(*read, strict=True)
+    if len(states) > 1:
+        models = [{"params": one.params, "buffers": one.buffers} for one in states]
+        state = dataclasses.replace(state, **mean_tree(models))
+    else:
+        state = states[0]
+    return state, _joined_ancestors(lines), [fault for some in faults for fault in some]
+
+
+def mean_tree(trees: Sequence[dict]) -> dict:
+    """Return the mean of trees of arrays, in float32; whole numbers are those of the first tree."""
+
+    def mean(*leaves: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaves[0].dtype, jnp.floating):
+            return leaves[0]
+        total = sum(leaf.astype(jnp.float32) for leaf in leaves)
+        return (total / len(leaves)).astype(leaves[0].dtype)
+
+    # Each device adds up its own parts.
+    where = jax.tree.map(lambda leaf: leaf.sharding, trees[0])
+    return jax.jit(functools.partial(jax.tree.map, mean), out_shardings=where)(*trees)
+
+
+def _inherit_one(
+    init_from: str, state: TrainState, shapes: TrainState, declared: dict, tokenizer: str
+) -> tuple[TrainState, list[dict], list[str]]:
+    """Return what `inherit` does, of one parent."""
     checkpoints = checkpoints_of(init_from)
     forward = keep_channel(declared, shapes.buffers, "forward")
     cotangent = keep_channel(declared, state.buffers, "cotangent")
@@ -62,7 +102,7 @@ def inherit(
 
     checkpoint, damaged = checkpoints.newest(checkpoints.steps(), read)
     if checkpoint is None:
-        raise _unreadable(init_from, damaged)
+        raise unreadable_parent(init_from, damaged)
     # Sentences for the run's records, and notes for the terminal.
     faults = [f"--init_from={init_from}, {fault}" for fault in damaged]
     notes = [f"{fault}; this checkpoint is damaged and was passed over" for fault in faults]
@@ -76,7 +116,7 @@ def inherit(
         for note in notes:
             print(f"slmjax: {note}")
     state = dataclasses.replace(state, params=checkpoint.items["params"], buffers=buffers)
-    return state, _ancestors(init_from, checkpoint.step, checkpoint.meta), faults
+    return state, ancestors(init_from, checkpoint.step, checkpoint.meta), faults
 
 
 def lineage(checkpoints: Checkpoints, start: Start, init_from: str) -> list[dict]:
@@ -85,12 +125,14 @@ def lineage(checkpoints: Checkpoints, start: Start, init_from: str) -> list[dict
     A new run has those that --init_from gives it, a later start those in its checkpoint.
     Raises: UserError where --init_from names another run than the one that this run started from.
     """
-    if not start.step:
+    if start.kind == "fresh":
         return parents(init_from) if init_from else []
     readable = (step for step in reversed(checkpoints.steps()) if checkpoints.meta(step))
     # Checkpoints of old versions have no ancestors recorded.
     recorded = checkpoints.meta(next(readable)).get("parents", [])
-    if init_from and not (recorded and _is_parent(init_from, recorded[0])):
+    folders = parent_folders(init_from)
+    are_parents = [_is_parent(folder, entry) for folder, entry in zip(folders, recorded)]
+    if len(are_parents) < len(folders) or not all(are_parents):
         raise UserError(
             f"--init_from={init_from}: '{checkpoints.root.parent}' already holds a run that did "
             "not start from it; use another --workdir, or go on without --init_from."
@@ -102,8 +144,22 @@ def parents(init_from: str) -> list[dict]:
     """Return the ancestors of a run that starts from another one, nearest first; see `inherit`.
 
     Reads meta items only, so that a wrong --init_from ends a run before text is prepared.
-    Raises: UserError where no checkpoint can be read.
+    Raises: UserError where no checkpoint can be read, and where several parents have different
+      architectures.
     """
+    lines = []
+    models = []
+    for folder in parent_folders(init_from):
+        step, meta = _newest_meta(folder)
+        lines.append(ancestors(folder, step, meta))
+        models.append((folder, as_today(meta["config"])))
+    for other in models[1:]:
+        _check_one_architecture(models[0], other)
+    return _joined_ancestors(lines)
+
+
+def _newest_meta(init_from: str) -> tuple[int, dict]:
+    """Return (step, meta item) of a run's newest checkpoint. Raises: UserError, see `parents`."""
     checkpoints = checkpoints_of(init_from)
     if not checkpoints.steps():
         raise UserError(
@@ -112,8 +168,39 @@ def parents(init_from: str) -> list[dict]:
         )
     newest, damaged = checkpoints.newest(checkpoints.steps(), lambda step, meta: (step, meta))
     if newest is None:
-        raise _unreadable(init_from, damaged)
-    return _ancestors(init_from, *newest)
+        raise unreadable_parent(init_from, damaged)
+    return newest
+
+
+def _check_one_architecture(first: tuple[str, dict], other: tuple[str, dict]) -> None:
+    """Raises: UserError naming a field of the model in which two parents of a soup differ.
+
+    Args:
+      first, other: (work directory, {field: value}).
+    """
+    for name, field in FIELDS.items():
+        if field.group != "model" or field.affects != "learning":
+            continue
+        values = [config.get(name) for _, config in (first, other)]
+        if values[0] != values[1]:
+            raise UserError(
+                f"--init_from: runs of different architectures have no mean: {name} is "
+                f"{values[0]} in '{first[0]}' and {values[1]} in '{other[0]}'."
+            )
+
+
+def _joined_ancestors(lines: Sequence[list[dict]]) -> list[dict]:
+    """Return the ancestors of a run with several parents: all parents, then each older one once."""
+    if len(lines) == 1:
+        return lines[0]
+    joined = [line[0] | {"how": f"soup of {len(lines)}"} for line in lines]
+    seen = set()
+    for line in lines:
+        for older in line[1:]:
+            if older["hash"] not in seen:
+                joined.append(older)
+            seen.add(older["hash"])
+    return joined
 
 
 def _is_parent(init_from: str, recorded: dict) -> bool:
@@ -157,13 +244,13 @@ def _like(tree: dict, values: dict) -> dict:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
+def ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
     """Return work directory, step and hash of a checkpoint, then those of its ancestors."""
     parent = {"workdir": init_from, "step": step, "hash": checkpoint_hash(meta)}
     return [parent, *meta.get("parents", [])]
 
 
-def _unreadable(init_from: str, damaged: list[str]) -> UserError:
+def unreadable_parent(init_from: str, damaged: Sequence[str]) -> UserError:
     return UserError(
         f"--init_from={init_from}: none of its checkpoints can be read: {'; '.join(damaged)}."
     )

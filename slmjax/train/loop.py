@@ -18,7 +18,7 @@ from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints
 from slmjax.config import Config
 from slmjax.data.loader import local_batches
-from slmjax.data.rows import Arrays, Fields, NamedRows, shape_key
+from slmjax.data.rows import Arrays, Fields, HeldRows, NamedRows, shape_key
 from slmjax.errors import UserError
 from slmjax.parallel import hosts
 from slmjax.parallel.rules import field_shardings
@@ -46,7 +46,7 @@ DOCUMENTS_NAMED = 5
 class Run:
     """A training run, ready to go on from `start.step`.
 
-    held: indices of the rows of the global batch that this process holds.
+    held: which rows of the global batch of a step this process holds.
     state: the loop takes it over, and sets it to None here.
     steps: {shape_key of a batch: the compiled step}; empty where only the last records are missing.
     meta: what each checkpoint records of the run.
@@ -60,7 +60,7 @@ class Run:
     program: Program
     tokenizer: Tokenizer | None
     task: Task
-    held: np.ndarray
+    held: HeldRows
     state: TrainState | None
     steps: dict[tuple, Callable]
     checkpoints: Checkpoints
@@ -73,7 +73,7 @@ class Run:
     claim: Claim
 
 
-def train(run: Run) -> int:
+def train(run: Run, leave: Leave) -> int:
     """Train from run.start.step to config.train.steps, and write the report.
 
     Returns: 0, or 128 + signal where a signal asked to leave (then the run is saved and can go on).
@@ -86,7 +86,6 @@ def train(run: Run) -> int:
         contextlib.closing(run.checkpoints),
         loop.batches,
         loop.progress,
-        Leave() as leave,
     ):
         try:
             status = loop.go(leave)
@@ -115,10 +114,9 @@ class _Loop:
         self.task = run.task
         self.model = run.program.model
         self.total = config.train.steps
-        self.tokens_per_step = config.train.batch * config.data.seq_len
         # Number of steps that a longer run would share; the checkpoint after them is kept. None for
         # schedules that cannot be made longer.
-        self.trunk = schedule.trunk(config.train)
+        self.trunk = schedule.trunk(config.train, run.program.phases)
         # Shardings of a batch's fields: names and axes are the same at every step.
         self.batch_shardings = field_shardings(run.task.rows.shapes(0), run.program.mesh)
         self.evaluator = Evaluator(self.task, self.model, run.workdir / "heldout.npz")
@@ -133,7 +131,7 @@ class _Loop:
                 run.task.rows,
                 start_step=run.start.step,
                 stop_step=self.total,
-                local_rows=run.held.tolist(),
+                local_rows=run.held,
                 workers=config.data.workers,
             )
         self.progress = Progress(
@@ -157,10 +155,15 @@ class _Loop:
         # The step that was dispatched last, and its metrics on the device.
         pending: tuple[int, dict] | None = None
         self.speed_start = (run.start.step, time.monotonic())
-        if run.start.step == 0 and run.meta["parents"]:
+        is_new = run.start.kind in ("fresh", "branch")
+        if is_new and run.meta["parents"]:
             # The parent's scores on this run's held-out data, to compare with.
             with goodput.spent("evaluation"):
-                self.evaluate(0)
+                self.evaluate(run.start.step)
+        if is_new and (run.start.kind == "branch" or not self.total):
+            # From here on a branch needs its parent no longer. Without steps it is all there is.
+            with goodput.spent("checkpoint"):
+                self.save(run.start.step)
         for step in range(run.start.step, self.total):
             # Waiting for data is lost time only where the device has nothing to do.
             is_idle = pending is None or pending[1]["loss"].is_ready()
@@ -170,7 +173,7 @@ class _Loop:
             self.start_or_stop_profiler(step)
             fields = self.task.rows.shapes(step)
             # Dispatch returns at once; the device works while this thread prepares the next step.
-            batch = hosts.global_batch(local_rows, fields, self.batch_shardings, run.held)
+            batch = hosts.global_batch(local_rows, fields, self.batch_shardings, run.held(step))
             self.state, metrics = self.step_for(step, fields)(self.state, batch)
             if pending is not None:
                 # One step late, so that the device always has a step to do.
@@ -202,7 +205,7 @@ class _Loop:
         """Return this process's rows of a step's batch."""
         if self.drawn is None:
             return next(self.batches)
-        return self.drawn.rows(step, self.state, self.run.held)
+        return self.drawn.rows(step, self.state, self.run.held(step))
 
     def step_for(self, step: int, fields: Fields) -> Callable:
         """Return the compiled step for batches of these shapes.
@@ -291,23 +294,24 @@ class _Loop:
         # Skipped steps would spoil the means; they are logged only where all steps were skipped.
         kept = [values for values in self.window if not values["skips"]]
         kept = kept or self.window
-        tokens = done * self.tokens_per_step
-        speed = (done - start_step) * self.tokens_per_step / (time.monotonic() - start_time)
+        tokens, flops = self.run.program.spent(done)
+        tokens_at_start, flops_at_start = self.run.program.spent(start_step)
+        seconds = time.monotonic() - start_time
         metrics: dict[str, Any] = {}
         # Not every step has every term: in a mixture, a batch may be without pairs.
         for name in dict.fromkeys(name for values in kept for name in values["terms"]):
             metrics[f"train/{name}"] = mean_of_term(name, kept)
         metrics |= {
             "train/tokens": tokens,
-            "train/flops": tokens * self.run.program.flops_per_token,
+            "train/flops": flops,
             "train/learning_rate": latest["learning_rate"],
             "train/grad_norm": latest["grad_norm"],
             "train/skipped": self.skipped,
-            "perf/tokens_per_second": speed,
+            "perf/tokens_per_second": (tokens - tokens_at_start) / seconds,
             "perf/goodput": self.run.goodput.share(),
             "perf/peak_memory_bytes": _peak_memory(),
         }
-        utilisation = self.run.program.mfu(speed)
+        utilisation = self.run.program.utilisation((flops - flops_at_start) / seconds)
         if utilisation is not None:
             metrics["perf/mfu"] = utilisation
         self.run.writer.write(done, metrics)
@@ -321,9 +325,8 @@ class _Loop:
         scores, events = self.evaluator.score(
             self.state.params, self.state.buffers, done, self.progress.note
         )
-        tokens = done * self.tokens_per_step
-        spent = {"train/tokens": tokens, "train/flops": tokens * self.run.program.flops_per_token}
-        writer.write(done, scores | spent)
+        tokens, flops = self.run.program.spent(done)
+        writer.write(done, scores | {"train/tokens": tokens, "train/flops": flops})
         for name, facts in events.items():
             writer.event(name, done, **facts)
         # The next line's speed leaves out the time of this evaluation.
@@ -334,7 +337,7 @@ class _Loop:
     def refuse_nonfinite_end(self, scores: dict[str, float]) -> None:
         """Raises: UserError where the run ends with a loss or a score that is not finite."""
         values = dict(scores)
-        if self.last_values["skips"]:
+        if self.last_values and self.last_values["skips"]:
             values = {"loss": self.last_values["loss"], **values}
         for name, value in values.items():
             if not math.isfinite(value):

@@ -44,11 +44,10 @@ def next_commands(
         chat = ["python", "-m", "slmjax.chat", f"--checkpoint={workdir}"]
         chat += [f"--trust={name}" for name in trusted]
         use_model = f"  chat:                {shlex.join(chat)}"
-    lines = [
-        "Next:",
-        use_model,
-        f"  change and compare:  {shlex.join(train_again)} && {shlex.join(compare)}",
-    ]
+    lines = ["Next:", use_model]
+    # A branch keeps the config of its parent, and a run without steps has no rate.
+    if config.train.steps and not config.train.branch:
+        lines.append(f"  change and compare:  {shlex.join(train_again)} && {shlex.join(compare)}")
     if config.task == "lm" and not config.data.sources:
         own_text = without(words, "--config.data.sources")
         own_text += ["--workdir=runs/mine", "--config.data.sources=PATH"]

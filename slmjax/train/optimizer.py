@@ -10,10 +10,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from slmjax.config import TrainConfig
-from slmjax.models.declare import Weight
+from slmjax.models.declare import PART_OF, Weight
 from slmjax.parallel.rules import flatten_tree, unflatten
 from slmjax.train.trainable import split, trainable_paths
 
@@ -31,10 +32,11 @@ class Optimizer:
 
     Only trainable parameters have state, and `update` takes these alone; `trainable` holds their
     paths, see train/trainable.py. Stacked layers are independent matrices for Muon. Weight decay is
-    decoupled and multiplied by the learning rate.
+    decoupled. It is multiplied by the learning rate of its group, or by train.decay_lr where that
+    is set: then no learning rate changes it.
 
-    Source: AdamW: Loshchilov and Hutter 2019. Muon: Jordan 2024, with the update's size matched to
-    AdamW's (Liu et al. 2025).
+    Source: AdamW: Loshchilov and Hutter 2019, whose algorithm 2 has the decay without the learning
+    rate. Muon: Jordan 2024, with the update's size matched to AdamW's (Liu et al. 2025).
     """
 
     def __init__(
@@ -86,9 +88,13 @@ class Optimizer:
                 decay = 0.0
                 if weight.decays:
                     decay = self.train.weight_decay * self._multiplier(weight.group, "decay")
-                # Decoupled decay. In float32 even where moments or parameters have another type.
-                value = old[path].astype(jnp.float32)
-                value = value - rate * (update.astype(jnp.float32) + decay * value)
+                # In float32 even where moments or parameters have another type.
+                value, update = old[path].astype(jnp.float32), update.astype(jnp.float32)
+                if self.train.decay_lr:
+                    shrunk = self.train.decay_lr * factor * decay * value
+                    value = value - rate * update - shrunk
+                else:
+                    value = value - rate * (update + decay * value)
                 new[path] = value.astype(old[path].dtype)
         return unflatten(new), new_state
 
@@ -104,8 +110,8 @@ class Optimizer:
             parts["muon" if by_muon else "adam"][path] = leaf
         return {name: part for name, part in parts.items() if part}
 
-    def _multiplier(self, group: str, name: str) -> float:
-        return float(self.multipliers.get(group, {}).get(name, 1.0))
+    def _multiplier(self, group: str, name: str) -> ArrayLike:
+        return group_multiplier(self.multipliers, group, name)
 
     def _matrix_axes(self, flat: dict) -> dict:
         """Return for each parameter which axes are a matrix's inputs and which its outputs.
@@ -117,6 +123,16 @@ class Optimizer:
             weight = self.declared[path]
             axes[path] = optax.contrib.MuonDimensionNumbers(weight.inputs, weight.outputs)
         return axes
+
+
+def group_multiplier(multipliers: Mapping, group: str, name: str) -> ArrayLike:
+    """Return the factor `name` (lr or decay) of a group; 1 where it has none.
+
+    Args:
+      multipliers: {group: {name: factor}}.
+    """
+    whole = multipliers.get(PART_OF.get(group), {}).get(name, 1.0)
+    return multipliers.get(group, {}).get(name, whole)
 
 
 def clip(gradients: dict, largest: float) -> tuple[dict, Float[Array, ""]]:

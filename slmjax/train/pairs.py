@@ -1,10 +1,11 @@
 """The task "orpo": preference optimisation on prepared pairs, see tasks/orpo.py."""
 
+import functools
 from typing import Any
 
 from slmjax.config import Config
 from slmjax.data.pair_plan import PairPlan, check_nll
-from slmjax.data.prepare_stage import plan_settings
+from slmjax.data.prepare_stage import batch_plan
 from slmjax.errors import UserError
 from slmjax.tasks.orpo import Orpo
 from slmjax.train.program import Program
@@ -49,9 +50,13 @@ class PairBuilder(TextBuilder):
     def task(self, program: Program) -> Orpo:
         """See TaskBuilder."""
         config = self.config
-        settings = plan_settings(
-            config.data, config.train, self.prepared, seed=config.seed, cuts=program.place_cuts
+        plan = batch_plan(
+            config.data,
+            config.train,
+            self.prepared,
+            seed=config.seed,
+            cuts=program.place_cuts,
+            make=functools.partial(PairPlan, **self.nll),
         )
-        plan = PairPlan(**self.nll, **settings)
         evaluations = self.evaluations(program, plan)
         return Orpo(plan, evaluations, self.odds_weight, config.train.z_loss)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from slmjax.config import Config, ModelConfig, PrecisionConfig, TrainConfig
+from slmjax.config.run_phases import RunPhase, run_phases, tokens_before
 from slmjax.data.rows import Fields
 from slmjax.errors import UserError
 from slmjax.models import lm, sizes
@@ -69,11 +70,34 @@ class Program:
         return cuts(self.config.train, self.mesh)
 
     @functools.cached_property
+    def phases(self) -> tuple[RunPhase, ...]:
+        """The phases of the run, in steps."""
+        return run_phases(self.config.data, self.config.train)
+
+    @functools.cached_property
     def flops_per_token(self) -> float:
-        """FLOPs of a token in a training step, see sizes.train_flops_per_token."""
+        """FLOPs of a token in rows of config.data.seq_len, see sizes.train_flops_per_token."""
         return sizes.train_flops_per_token(self.arch, self.config.data.seq_len)
 
+    @functools.cached_property
+    def flops_by_length(self) -> dict[int, float]:
+        """FLOPs of a token in the rows of each phase, by their length."""
+        lengths = {phase.seq_len for phase in self.phases}
+        return {length: sizes.train_flops_per_token(self.arch, length) for length in lengths}
+
+    def spent(self, done: int) -> tuple[int, float]:
+        """Return (tokens, FLOPs) of the first `done` steps."""
+        tokens, flops = 0, 0.0
+        for length, count in tokens_before(self.phases, done).items():
+            tokens += count
+            flops += count * self.flops_by_length[length]
+        return tokens, flops
+
     def mfu(self, tokens_per_second: float) -> float | None:
+        """Return `utilisation` at a speed in rows of config.data.seq_len."""
+        return self.utilisation(tokens_per_second * self.flops_per_token)
+
+    def utilisation(self, flops_per_second: float) -> float | None:
         """Return the share of the devices' peak FLOPs, None where the peak is not known.
 
         It is the peak of the compute type, under float8 too, so that runs can be compared.
@@ -81,7 +105,7 @@ class Program:
         peak = devices.peak_flops(self.device.name, self.arch.compute)
         if peak:
             peak *= self.mesh.size
-        return devices.mfu(tokens_per_second, self.flops_per_token, peak)
+        return devices.mfu(flops_per_second, 1, peak)
 
     def init(self) -> TrainState:
         """Return the state before the first step, on the mesh."""
@@ -99,12 +123,29 @@ class Program:
         """Return the step before compilation."""
         config, fields = self.config, task.rows.shapes(step)
         function = make_step(
-            task, self.model, self.optimizer, config.train, config.seed, self.where, self.declared
+            task,
+            self._model_at(step),
+            self.optimizer,
+            config.train,
+            config.seed,
+            self.where,
+            self.declared,
+            self.phases,
         )
         deterministic = config.train.deterministic
         jitted = jit_step(function, self.where, fields, self.mesh, self.device, deterministic)
         with jax.set_mesh(self.mesh):
             return jitted.lower(self.shapes, batch_shapes(fields, self.mesh))
+
+    def _model_at(self, step: int) -> Model:
+        """Return the model for the batches of the phase that a step is in."""
+        config = self.config
+        usual = config.train.batch, config.data.seq_len
+        for phase in self.phases:
+            shape = phase.batch, phase.seq_len
+            if phase.first <= step < phase.stop and shape != usual:
+                return make_model(config, self.arch, self.mesh, self.device, *shape)
+        return self.model
 
 
 def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
@@ -119,15 +160,6 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
         config.model, config.precision, mesh, tokenizer_size, config.train.deterministic
     )
     check_kernel(arch.attention, device)
-    microbatches, ways = cuts(config.train, mesh)
-    # Logits are made in this many pieces of a row: all at once may not fit into a device's memory.
-    chunks = chunks_for(
-        config.train.batch // (microbatches * ways),  # rows of a microbatch on one device
-        config.data.seq_len,
-        arch.vocab_size // mesh.shape["tensor"],  # columns of the logits on one device
-        device.memory,
-        jnp.dtype(arch.compute).itemsize,
-    )
     declared = lm.declare(arch), lm.declare_buffers(arch)
     optimizer = Optimizer(
         config.train, config.model.multipliers, declared[0], config.precision.optimizer
@@ -156,7 +188,7 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
         config=config,
         mesh=mesh,
         device=device,
-        model=Model(arch, chunks),
+        model=make_model(config, arch, mesh, device, config.train.batch, config.data.seq_len),
         reasons=reasons,
         make=make,
         shapes=jax.tree.map(placed, shapes, where),
@@ -164,6 +196,24 @@ def make_program(config: Config, mesh: Mesh, tokenizer_size: int) -> Program:
         declared=declared,
         optimizer=optimizer,
     )
+
+
+def make_model(
+    config: Config, arch: Architecture, mesh: Mesh, device: DeviceKind, batch: int, seq_len: int
+) -> Model:
+    """Return the model for batches of one shape.
+
+    It makes the logits in pieces of a row: all at once may not fit into a device's memory.
+    """
+    microbatches, ways = cuts(config.train, mesh)
+    chunks = chunks_for(
+        batch // (microbatches * ways),  # rows of a microbatch on one device
+        seq_len,
+        arch.vocab_size // mesh.shape["tensor"],  # columns of the logits on one device
+        device.memory,
+        jnp.dtype(arch.compute).itemsize,
+    )
+    return Model(arch, chunks)
 
 
 def cuts(train: TrainConfig, mesh: Mesh) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Where a run starts: anew, at its newest checkpoint, or at one that two lengths of it share."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from slmjax.checkpoint import Checkpoints, RestoredItems
@@ -17,7 +18,7 @@ ANOTHER_WORKDIR = "use another --workdir"
 class Start(NamedTuple):
     """How a run starts.
 
-    kind: fresh, resume, extend or finished.
+    kind: fresh, resume, extend, branch or finished.
     step: the checkpoint's step to go on from; 0 for a fresh run.
     before: total steps of the run that is extended.
     window: the checkpoint's {"terms": ..., "skips": ...} of each step since the last line of
@@ -33,8 +34,8 @@ class Start(NamedTuple):
 def decide(checkpoints: Checkpoints, config: Config) -> Start:
     """Return how a run with this config starts in a work directory with these checkpoints.
 
-    A run of another length goes back to the newest checkpoint that both lengths share: one at or
-    before the start of both decays.
+    A run of another length, or with other rates of its phases, goes back to the newest checkpoint
+    up to which the learning rates are the same.
     Raises: UserError for a config that does not fit, naming the fields; where no checkpoint can be
       read; and for another length where no checkpoint is shared.
     """
@@ -50,20 +51,26 @@ def decide(checkpoints: Checkpoints, config: Config) -> Start:
             f"{ANOTHER_WORKDIR}."
         )
     config_then = checkpoints.meta(readable[-1])["config"]
-    # This does not compare config.train.steps: a run may change its length.
-    check_config_fits(config_then, config)
-    before, now = config_then["train"]["steps"], config.train.steps
-    if before == now:
+    # This compares neither config.train.steps nor phases: a run may change its length.
+    then = check_config_fits(config_then, config)
+    before, now = then.train.steps, config.train.steps
+    # Up to here both schedules have the same learning rates.
+    shared = newest
+    if config.train.schedule == "phases":
+        shared = schedule.shared_steps(then, config)
+    elif before != now and config.train.schedule == "wsd":
+        shared = min(schedule.trunk(then.train), schedule.trunk(config.train))
+    if before == now and newest <= shared:
         return Start("finished" if newest == now else "resume", newest)
     new_length = f"config.train.steps was {before} and is {now}"
-    if config.train.schedule != "wsd":
+    if before == now:
+        new_length = "the rates of config.data.phases are not what they were"
+    if config.train.schedule == "cosine":
         raise UserError(
             f"{new_length}: a {config.train.schedule} schedule knows its length from the first "
             "step. Use another --workdir, or train with --config.train.schedule=wsd, which can be "
             "made longer."
         )
-    # Up to here both schedules have the same learning rates.
-    shared = min(schedule.trunk(config.train), schedule.decay_start(before, config.train.decay))
     usable = [step for step in steps if step <= shared]
     if not usable:
         raise UserError(
@@ -81,27 +88,39 @@ def refuse_export(workdir: str) -> None:
         )
 
 
-def check_config_fits(stored: dict, config: Config) -> None:
-    """Check that a run can go on with this config.
+def check_config_fits(stored: dict, config: Config) -> Config:
+    """Check that a run can go on with this config, and return the stored one.
 
     Args:
       stored: the checkpoint's config. A field that is younger than the checkpoint had its default.
     Raises: UserError naming every field that may not change and has.
     """
     try:
-        then = to_dict(freeze(from_dict(stored)))
-        now = to_dict(config)
+        frozen = freeze(from_dict(stored))
+        then, now = to_dict(frozen), to_dict(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the config of the newest checkpoint cannot be read ({error}).") from error
-    differences = []
-    for name in _differing(then, now):
-        if _decides(name):
-            differences.append(f"{name} was {_value(then, name)} and is {_value(now, name)}")
+    differences = differing_fields(then, now, ("learning", "chance"))
     if differences:
         raise UserError(
-            f"this config does not fit the checkpoint: {'; '.join(differences)}. Use another "
-            "--workdir, or --init_from to start from its parameters."
+            f"this config does not fit the checkpoint: {'; '.join(differences.values())}. "
+            "Use another --workdir, or --init_from to start from its parameters."
         )
+    return frozen
+
+
+def differing_fields(then: dict, now: dict, affects: Sequence[str]) -> dict[str, str]:
+    """Return {field: "field was this and is that"} of the fields that differ.
+
+    Args:
+      then, now: two configs as dicts.
+      affects: only fields that affect one of these, see config.fields.AFFECTS.
+    """
+    differences = {}
+    for name in _differing(then, now):
+        if _affects(name) in affects:
+            differences[name] = f"{name} was {_value(then, name)} and is {_value(now, name)}"
+    return differences
 
 
 def restore(
@@ -166,8 +185,8 @@ def check_identity(meta: dict, step: int, rows: Rows, tokenizer: str) -> None:
         )
 
 
-def _decides(name: str) -> bool:
-    """Return whether a run goes on only with the same value of a field.
+def _affects(name: str) -> str:
+    """Return what a field affects, see config.fields.AFFECTS.
 
     Args:
       name: dotted, of a field or of a key below a field, such as "data.sources.books".
@@ -175,9 +194,9 @@ def _decides(name: str) -> bool:
     for field in FIELDS.values():
         # The dots keep "data.seq" from matching "data.seq_len".
         if f"{name}.".startswith(f"{field.name}."):
-            return field.affects in ("learning", "chance")
-    # Of no known field, so perhaps of one that decides.
-    return True
+            return field.affects
+    # Of no known field, so perhaps of one that decides what is learned.
+    return "learning"
 
 
 def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints, digest
-from slmjax.config import Config, TrainConfig
-from slmjax.data.rows import shape_key
+from slmjax.config import Config
+from slmjax.config.run_phases import parse_phases
+from slmjax.data.rows import HeldRows, shape_key
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.parallel import hosts
@@ -31,8 +32,10 @@ from slmjax.text.claims import Claim
 from slmjax.text.files import write_atomic
 from slmjax.text.tokenizer import Tokenizer
 from slmjax.train import loop, resume
+from slmjax.train.branch import branch, check_branch
 from slmjax.train.builders import builder_of, task_of
 from slmjax.train.inherit import inherit, lineage
+from slmjax.train.leave import Leave
 from slmjax.train.loop import Run
 from slmjax.train.program import Program, check_model, cuts, make_program
 from slmjax.train.resume import Start
@@ -47,6 +50,8 @@ def run_train(
     command: str = "",
     began: float | None = None,
     claim: Claim | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    leave: Leave | None = None,
 ) -> int:
     """Train, or print that the run is finished; return the exit status.
 
@@ -54,14 +59,20 @@ def run_train(
       command: the launcher's command, for the records.
       began: Unix time at which the process started, see Goodput.
       claim: this process's claim on the work directory; None: nothing is claimed.
+      devices: those of the run's mesh; None: all.
+      leave: says when to save and leave; None: a signal does. A run in a thread needs one, as only
+        the main thread hears signals.
     Raises: UserError for a config that cannot be trained here, see `build_run` and `loop.train`.
     """
     use_compile_cache()
     folder = epath.Path(workdir)
     resume.refuse_export(workdir)
-    checkpoints = Checkpoints(folder, config.checkpoint.keep)
+    in_thread = leave is not None
+    checkpoints = Checkpoints(folder, config.checkpoint.keep, background=not in_thread)
     checkpoints.remove_unfinished()
     start = resume.decide(checkpoints, config)
+    if start.kind == "fresh":
+        check_start(config, init_from)
     run = build_run(
         config,
         folder,
@@ -71,12 +82,16 @@ def run_train(
         command=command,
         began=began,
         claim=claim or Claim(),
+        devices=devices,
     )
     if run is None:
         _print_finished(folder, config.train.steps)
         return 0
     with jax.set_mesh(run.program.mesh):
-        return loop.train(run)
+        if leave is not None:
+            return loop.train(run, leave)
+        with Leave() as leave:
+            return loop.train(run, leave)
 
 
 def build_run(
@@ -89,6 +104,7 @@ def build_run(
     command: str,
     began: float | None,
     claim: Claim,
+    devices: Sequence[jax.Device] | None,
 ) -> Run | None:
     """Build task, model, step and state of a run; restore what can be restored.
 
@@ -101,8 +117,8 @@ def build_run(
     # Records of earlier sessions; None for a new run.
     past = records.read(folder)
     past = past if past.all else None
-    mesh = make_mesh(dataclasses.asdict(config.mesh))
-    check_batch(config.train, mesh)
+    mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
+    check_batch(config, mesh)
     check_model(config.model, config.precision, mesh, config.train.deterministic)
     if config.log.wandb and hosts.is_first():
         records.import_wandb(config.log.wandb)
@@ -125,7 +141,7 @@ def build_run(
         # Sentences on damaged checkpoints; they go to the records, once these are open.
         damaged = []
         with goodput.spent("restore"):
-            if start.step:
+            if start.kind != "fresh":
                 state, start, damaged = resume.restore(
                     checkpoints, start, program.shapes, task.rows, meta
                 )
@@ -135,8 +151,14 @@ def build_run(
         if start.kind == "finished" and hosts.all_agree(is_complete):
             return None
         if state is None:
-            state = program.init()
-            if init_from:
+            if config.train.branch:
+                state, start, meta["parents"], damaged = branch(
+                    init_from, config, program.shapes, task.rows, meta["tokenizer"]
+                )
+                goodput.from_step = start.step
+            else:
+                state = program.init()
+            if init_from and not config.train.branch:
                 state, meta["parents"], damaged = inherit(
                     init_from, state, program.shapes, program.declared[1], meta["tokenizer"]
                 )
@@ -144,14 +166,14 @@ def build_run(
             steps = compile_all(program, task, start, state)
     # Nothing is written before the step has compiled: a run that cannot start leaves no trace.
     facts = builder.facts(task)
-    writer = open_records(config, folder, tokenizer, start.step, resumed=past is not None)
+    writer = open_records(config, folder, tokenizer, start, resumed=past is not None)
     run = Run(
         config=config,
         workdir=folder,
         program=program,
         tokenizer=tokenizer,
         task=task,
-        held=hosts.local_rows(batch_sharding(mesh), config.train.batch, config.data.seq_len),
+        held=held_rows(program),
         state=state,
         steps=steps,
         checkpoints=checkpoints,
@@ -173,23 +195,29 @@ def compile_all(
 ) -> dict[tuple, Callable]:
     """Compile the training step, and what evaluations and checkpoints need.
 
-    Returns: {shape_key of a batch: the step for it}; {} where only the last records are missing.
+    The step is compiled for the first batch and for that of each later phase, so that a phase that
+    does not fit into memory ends the run now and not after days.
+
+    Returns: {shape_key of a batch: the step for it}, that of the first batch first; {} where only
+      the last records are missing.
     """
     message = "compiling the training step and the evaluations; later starts are faster"
     with said_if_long(message, active=hosts.is_first()), ThreadPoolExecutor(1) as pool:
         # XLA compiles outside of Python, so that a thread compiles the step at the same time as
         # this one compiles the evaluations.
-        compiled_step = None
-        if start.kind != "finished":
-            compiled_step = pool.submit(program.compile, task, start.step)
+        compiling = {}
+        if start.step < program.config.train.steps:
+            later = [phase.first for phase in program.phases if phase.first > start.step]
+            for step in (start.step, *later):
+                shapes = shape_key(task.rows.shapes(step))
+                if shapes not in compiling:
+                    compiling[shapes] = pool.submit(program.compile, task, step)
         for evaluation in task.evaluations:
             evaluation.warm(program.model, state.params, state.buffers)
         for item in saved(state).values():
             # Compiles the checksum of a checkpoint's item.
             digest(item)
-        if compiled_step is None:
-            return {}
-        return {shape_key(task.rows.shapes(start.step)): compiled_step.result()}
+        return {shapes: compiled.result() for shapes, compiled in compiling.items()}
 
 
 def _record_start(run: Run, facts: Facts, damaged: Sequence[str]) -> None:
@@ -226,7 +254,7 @@ def _print_banner(run: Run, facts: Facts) -> None:
         "devices": f"{mesh.size} x {program.device.name}{axes}",
     }
     # A reason's first word is the name of what was chosen.
-    for reason in program.reasons:
+    for reason in (*run.config.model.transfer, *program.reasons):
         name, _, sentence = reason.partition(" ")
         lines[name] = sentence
     pieces = program.model.chunks
@@ -243,19 +271,19 @@ def _print_banner(run: Run, facts: Facts) -> None:
 
 
 def open_records(
-    config: Config, folder: epath.Path, tokenizer: Tokenizer | None, step: int, *, resumed: bool
+    config: Config, folder: epath.Path, tokenizer: Tokenizer | None, start: Start, *, resumed: bool
 ) -> records.MetricsWriter:
     """Write config.json and tokenizer.json and open metrics.jsonl, on the first process.
 
     Args:
-      step: the step that the run goes on from.
+      start: where the run goes on from.
       resumed: whether an earlier session has written records.
     """
     if hosts.is_first():
         write_atomic(folder / "config.json", configs.to_json(config))
         if tokenizer:
             tokenizer.save(os.fspath(folder / "tokenizer.json"))
-        if not step:
+        if start.kind == "fresh":
             # A file that is there belongs to a run that this one replaces.
             (folder / "heldout.npz").unlink(missing_ok=True)
     return records.MetricsWriter(
@@ -264,22 +292,44 @@ def open_records(
         wandb=config.log.wandb,
         config=configs.to_dict(config),
         # Readers drop what an earlier session recorded about later steps.
-        resume_step=step if resumed else None,
+        resume_step=start.step if resumed else None,
         active=hosts.is_first(),
     )
 
 
-def check_batch(train: TrainConfig, mesh: Mesh) -> None:
-    """Raises: UserError where a microbatch's rows do not divide over the devices."""
-    microbatches, ways = cuts(train, mesh)
-    smallest = microbatches * ways
-    if train.batch % smallest:
-        nearest = max(1, round(train.batch / smallest)) * smallest
+def check_start(config: Config, init_from: str) -> None:
+    """Raises: UserError where a new run has no parent that it needs, or one that it cannot use."""
+    if config.train.branch:
+        check_branch(init_from, config)
+    elif not config.train.steps and not init_from:
         raise UserError(
-            f"config.train.batch is {train.batch}, which does not divide into {microbatches} "
-            f"microbatches over {ways} devices (mesh data x fsdp); the nearest that does is "
-            f"{nearest}."
+            "config.train.steps is 0, so nothing is trained; give the model to evaluate as "
+            "--init_from=WORKDIR, or a number of steps."
         )
+
+
+def held_rows(program: Program) -> HeldRows:
+    """Return which rows of every batch this process holds."""
+    sharding = batch_sharding(program.mesh)
+    phases = program.phases
+    rows = [hosts.local_rows(sharding, phase.batch, phase.seq_len) for phase in phases]
+    return HeldRows(tuple(phase.first for phase in phases), tuple(rows))
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """Raises: UserError where a microbatch's rows do not divide over the devices."""
+    microbatches, ways = cuts(config.train, mesh)
+    smallest = microbatches * ways
+    batches = {"config.train.batch": config.train.batch}
+    for number, phase in enumerate(parse_phases(config.data.phases)):
+        batches[f"config.data.phases[{number}].batch"] = phase.batch
+    for name, batch in batches.items():
+        if batch % smallest:
+            nearest = max(1, round(batch / smallest)) * smallest
+            raise UserError(
+                f"{name} is {batch}, which does not divide into {microbatches} microbatches over "
+                f"{ways} devices (mesh data x fsdp); the nearest that does is {nearest}."
+            )
 
 
 def has_last_records(
@@ -318,6 +368,8 @@ def start_sentence(start: Start) -> str:
             f"goes back to step {start.step}, before the decay, and on from there on another "
             f"schedule (was {start.before} steps)"
         )
+    if start.kind == "branch":
+        return f"branches from its parent's step {start.step}, with its optimizer and its data"
     if start.kind == "finished":
         return f"only the last records are missing, after step {start.step}"
     if start.step:
@@ -336,4 +388,5 @@ def _print_finished(folder: epath.Path, steps: int) -> None:
     if hosts.is_first():
         report = write_report(folder, defaults=configs.to_dict(Config()))
         print(f"This run is finished: {steps} steps. Its report: {report}")
-        print(f"For a longer one, --config.train.steps={2 * steps}; for another, --workdir=DIR.")
+        longer = f"For a longer one, --config.train.steps={2 * steps}; for" if steps else "For"
+        print(f"{longer} another, --workdir=DIR.")

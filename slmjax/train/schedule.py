@@ -1,14 +1,26 @@
 """Learning-rate schedules as pure functions of the step: a factor in [0, 1] of the peak rate."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from slmjax.config import TrainConfig
+from slmjax.config import Config, TrainConfig
+from slmjax.config.run_phases import RunPhase, run_phases
 
 
-def factor(train: TrainConfig, step: ArrayLike) -> Float[Array, "..."]:
-    """Return the factor that config.train asks for at a step."""
+def factor(
+    train: TrainConfig, step: ArrayLike, phases: Sequence[RunPhase] = ()
+) -> Float[Array, "..."]:
+    """Return the factor that config.train asks for at a step.
+
+    Args:
+      phases: of the run; only the schedule "phases" reads them.
+    """
+    if train.schedule == "phases":
+        return by_phases(step, warmup=train.warmup, phases=phases)
     if train.schedule == "cosine":
         return cosine(step, warmup=train.warmup, total=train.steps)
     return wsd(step, warmup=train.warmup, total=train.steps, decay=train.decay)
@@ -37,6 +49,33 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Arra
     return _warmup(step, warmup) * falling
 
 
+def by_phases(step: ArrayLike, *, warmup: int, phases: Sequence[RunPhase]) -> Float[Array, "..."]:
+    """Warm up, and follow the rate of each phase: falling as 1 - sqrt, rising linearly.
+
+    Args:
+      step: training step, 0-based; scalars and arrays both work.
+      warmup: steps of linear warmup at the start of the run.
+      phases: each with a rate (from, to): factors of the peak rate at its begin and its end.
+    Source: the shape is that of `wsd`.
+    Raises: ValueError without phases.
+    """
+    if not phases:
+        raise ValueError("the schedule 'phases' needs the phases of the run")
+    step = jnp.asarray(step, jnp.float32)
+    value = jnp.ones_like(step)
+    for phase in phases:
+        begin, end = phase.rate
+        # Share of the phase that is done.
+        done = jnp.clip((step - phase.first) / (phase.stop - phase.first), 0.0, 1.0)
+        if end < begin:
+            # 1 - sqrt from `begin` to `end`; from 1 to 0 it is that of `wsd` to the last bit.
+            in_phase = end + (begin - end) * (1.0 - jnp.sqrt(done))
+        else:
+            in_phase = begin + (end - begin) * done
+        value = jnp.where(step >= phase.first, in_phase, value)
+    return _warmup(step, warmup) * value
+
+
 def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> Float[Array, "..."]:
     """Warm up, then half a cosine down to `floor` of the peak.
 
@@ -55,14 +94,32 @@ def decay_start(total: int, decay: float) -> int:
     return total - round(decay * total)
 
 
-def trunk(train: TrainConfig) -> int | None:
+def trunk(train: TrainConfig, phases: Sequence[RunPhase] = ()) -> int | None:
     """Return the number of steps that a longer run of the same config would share.
 
+    With the schedule "phases": the first step of the first phase whose rate falls.
     None for schedules that depend on the run's length from the first step on.
     """
+    if train.schedule == "phases":
+        for phase in phases:
+            begin, end = phase.rate
+            if end < begin:
+                return phase.first
+        return train.steps
     if train.schedule != "wsd":
         return None
     return decay_start(train.steps, train.decay)
+
+
+def shared_steps(one: Config, other: Config) -> int:
+    """Return in how many steps, from the first on, two runs have equal factors of their rates."""
+    steps = np.arange(min(one.train.steps, other.train.steps))
+    factors = []
+    for config in (one, other):
+        phases = run_phases(config.data, config.train)
+        factors.append(np.asarray(factor(config.train, steps, phases)))
+    differing = np.flatnonzero(factors[0] != factors[1])
+    return int(differing[0]) if len(differing) else len(steps)
 
 
 def _warmup(step: Array, warmup: int) -> Array:

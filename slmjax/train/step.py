@@ -1,7 +1,7 @@
 """The train step: one compiled function from (state, batch) to (state, metrics)."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from slmjax.config import TrainConfig
+from slmjax.config.run_phases import RunPhase
 from slmjax.data.rows import Fields
 from slmjax.models.declare import combined, keep_channel, merged, nothing_seen, updated
 from slmjax.models.lm import Model
@@ -30,6 +31,7 @@ def make_step(
     seed: int,
     where: TrainState,
     declared: tuple[dict, dict],
+    phases: Sequence[RunPhase] = (),
 ) -> Callable:
     """Return step(state, batch) -> (state, metrics), to be jitted by `jit_step`.
 
@@ -44,6 +46,7 @@ def make_step(
     Args:
       where: shardings of the state.
       declared: declarations of the parameters and of the buffers.
+      phases: of the run, for the schedule "phases".
     """
     compute = model.arch.compute
     declared_params, declared_buffers = declared
@@ -101,7 +104,7 @@ def make_step(
         keep, spikes = judge_step(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
 
         # The update is computed for a rejected step too: `kept` chooses, without a branch.
-        factor = schedule.factor(train, state.step)
+        factor = schedule.factor(train, state.step, phases)
         updated_params, moments = optimizer.update(gradients, state.optimizer, trained, factor)
         params = merged(updated_params, frozen)
         buffers = updated(declared_buffers, state.buffers, seen)

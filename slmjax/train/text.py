@@ -1,9 +1,11 @@
 """The task "lm": next-token prediction on prepared text."""
 
+from itertools import pairwise
+
 import jax
 
 from slmjax.config import Config
-from slmjax.data.loader import BatchPlan
+from slmjax.data.loader import BatchPlan, PhasedPlan
 from slmjax.data.prepare import Prepared
 from slmjax.data.prepare_stage import batch_plan, facts, prepared_text
 from slmjax.data.prepared import heldout_elsewhere
@@ -42,7 +44,7 @@ class TextBuilder(TaskBuilder):
         evaluations = self.evaluations(program, plan)
         return LanguageModeling(plan, evaluations, config.train.z_loss)
 
-    def evaluations(self, program: Program, plan: BatchPlan) -> list[Evaluation]:
+    def evaluations(self, program: Program, plan: BatchPlan | PhasedPlan) -> list[Evaluation]:
         """Return the evaluations that suit the kinds of the sources."""
         config, prepared = self.config, self.prepared
         kinds = {shards.kind for shards in prepared.heldout.values()}
@@ -67,11 +69,16 @@ class TextBuilder(TaskBuilder):
         # Without sources of weight 0, which are not trained on.
         tokens = sum(shards.tokens for shards in plan.train.values())
         sentences = shares.reading_sentences(plan)
-        lines = {"data": f"{tokens:,} tokens; a step reads {plan.batch * plan.seq_len:,}"}
+        reads = f"a step reads {step_tokens(plan.spans[0]):,}"
+        for before, span in pairwise(plan.spans):
+            if (span.batch, span.seq_len) != (before.batch, before.seq_len):
+                reads += f", from step {span.first_step:,} on {step_tokens(span):,}"
+                reads += f" in rows of {span.seq_len:,}"
+        lines = {"data": f"{tokens:,} tokens; {reads}"}
         for name, sentence in sentences.items():
             lines[f"data {name}"] = sentence
         lines["bad records"] = bad_records(prepared)
-        lines["left out"] = left_out(plan, prepared)
+        lines["left out"] = left_out(plan, prepared, self.config.data.seq_len)
         lines["held out"] = heldout_elsewhere(prepared)
         record = {
             "sources": facts(prepared, plan.epochs()),
@@ -80,6 +87,11 @@ class TextBuilder(TaskBuilder):
             "shares": plan.shares(),
         }
         return Facts(lines, record)
+
+
+def step_tokens(plan: BatchPlan) -> int:
+    """Return the tokens of a step, padding included."""
+    return plan.batch * plan.seq_len
 
 
 def bad_records(prepared: Prepared) -> str:
@@ -94,20 +106,25 @@ def bad_records(prepared: Prepared) -> str:
     return ", ".join(sources)
 
 
-def left_out(plan: BatchPlan, prepared: Prepared) -> str:
-    """Return in words how much of which sources is in no row; held-out rows come last."""
+def left_out(plan: BatchPlan | PhasedPlan, prepared: Prepared, seq_len: int) -> str:
+    """Return in words how much of which sources is in no row; held-out rows come last.
+
+    Args:
+      seq_len: tokens of a held-out row.
+    """
     losses = []
-    for name, rows in zip(plan.train, plan.row_plans, strict=True):
-        loss = rows.left_out()
-        if loss:
-            losses.append(f"{name} {loss}")
+    for span in plan.spans:
+        for name, rows in zip(span.train, span.row_plans, strict=True):
+            loss = rows.left_out()
+            if loss and f"{name} {loss}" not in losses:
+                losses.append(f"{name} {loss}")
     for name, shards in prepared.heldout.items():
         if shards.kind == TEXT:  # is cut instead
             continue
-        too_long = int((shards.lengths > plan.seq_len).sum())
+        too_long = int((shards.lengths > seq_len).sum())
         if too_long:
             losses.append(
                 f"{too_long:,} of {len(shards):,} held-out documents of {name} (longer than "
-                f"{plan.seq_len:,} tokens)"
+                f"{seq_len:,} tokens)"
             )
     return ", ".join(losses)

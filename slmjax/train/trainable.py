@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 
 from slmjax.errors import UserError, nearest
-from slmjax.models.declare import GROUPS
+from slmjax.models.declare import GROUPS, PART_OF
 from slmjax.parallel.rules import flatten_tree, unflatten
 
 
@@ -27,7 +27,7 @@ def trainable_paths(declared: dict, chosen: Sequence[str]) -> frozenset[str]:
         matching = {
             path
             for path, group in groups.items()
-            if entry == group or fnmatch.fnmatchcase(path, entry)
+            if entry in (group, PART_OF.get(group)) or fnmatch.fnmatchcase(path, entry)
         }
         if not matching:
             near = nearest(entry, [*GROUPS, *groups])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slmjax import config as configs
-from slmjax.data.phases import parse_phases
+from slmjax.config.run_phases import run_phases
 from slmjax.models import choose_shape, sizes
 from slmjax.models.pattern import from_config
 from slmjax.text.sources import parse_sources
@@ -90,10 +90,11 @@ def test_from_100m_up_a_step_has_half_a_million_tokens(recipe):
 
 
 def test_300m_anneals_in_a_last_phase_of_50_billion_tokens():
-    config = configs.load_recipe(str(FOLDER / "300m.py"))
-    (trunk_ends, trunk, _), (end, anneal, _) = parse_phases(config.data.phases)
-    decay_steps = round(config.train.decay * config.train.steps)
-    assert round(trunk_ends * config.train.steps) == config.train.steps - decay_steps
-    assert decay_steps * config.train.batch * config.data.seq_len == pytest.approx(50e9, rel=1e-4)
-    assert end == 1.0 and sum(anneal.values()) == pytest.approx(1) and dict(trunk) == {"web": 1.0}
-    assert set(anneal) == set(config.data.sources)
+    config = configs.freeze(configs.load_recipe(str(FOLDER / "300m.py")))
+    trunk, anneal = run_phases(config.data, config.train)
+    assert trunk.stop == anneal.first and anneal.stop == config.train.steps == 476_837
+    assert (trunk.stop - trunk.first) * trunk.step_tokens == pytest.approx(200e9, rel=1e-5)
+    assert (anneal.stop - anneal.first) * anneal.step_tokens == pytest.approx(50e9, rel=1e-5)
+    assert trunk.weights == {"web": 1.0} and sum(anneal.weights.values()) == pytest.approx(1)
+    assert set(anneal.weights) == set(config.data.sources)
+    assert (trunk.rate, anneal.rate) == ((1, 1), (1, 0))

@@ -150,7 +150,7 @@ def test_without_phases_shares_are_the_given_weights_or_else_the_tokens():
             None,
             r"phases\[0\] has no field 'weight'.*Did you mean 'weights'",
         ),
-        ([{"until": 1.0}], None, "expected {'until': 0.8"),
+        ([{"weights": {"books": 1}}], None, "expected {'until': 0.8"),
         ([1.0], None, "expected {'until': 0.8"),
         ((), {"books": 0.5, "web": None}, "none to 'web'"),
     ],

@@ -155,7 +155,7 @@ def test_fields_come_from_the_config_and_what_is_resolved_wins():
     )
     assert (arch.vocab_size, arch.width, arch.qk_norm) == (128, 96, True)
     assert (arch.compute, arch.attention, arch.unroll) == ("bfloat16", "splash", False)
-    assert dict(arch.init_scales) == {"matrix": 0.5, "head": 1.0}
+    assert dict(arch.init_scales) == {"matrix": 0.5}
 
 
 def test_an_architecture_is_hashable_and_frozen():
@@ -170,14 +170,14 @@ def test_an_architecture_is_hashable_and_frozen():
     [
         (
             {"matrx": {"lr": 0.5}},
-            "names 'matrx'; the groups are embedding, head, matrix, own, vector. Did you mean 'matrix'",
+            "names 'matrx'; the groups are embedding, final_norm, head, matrix, own, residual, vector. Did you mean 'matrix'",
         ),
         ({"matrix": 0.5}, "multipliers.matrix is 0.5; it can hold init, lr and decay"),
         ({"matrix": {"rate": 0.5}}, "multipliers.matrix is .*rate"),
         (
             {"own": {"lr": 2.0, "init": 0.5}},
             "multipliers.own sets init, which has no effect: its initial values are your own code's. "
-            "The groups with init are embedding, head, matrix, vector.",
+            "The groups with init are embedding, head, matrix, residual, vector, final_norm.",
         ),
         (
             {"embedding": {"decay": 0.5}},

@@ -15,16 +15,16 @@ from slmjax.parallel.rules import flatten_tree
 EVERY_PARAMETER = (
     {
         "embedding": ("embedding", False, False, 0),
-        "final_norm/scale": ("vector", False, False, 0),
+        "final_norm/scale": ("final_norm", False, False, 0),
         "head": ("head", False, True, 1),
-        "stack/0/0/channel/down": ("matrix", True, True, 1),
+        "stack/0/0/channel/down": ("residual", True, True, 1),
         "stack/0/0/channel/gate": ("matrix", True, True, 1),
         "stack/0/0/channel/up": ("matrix", True, True, 1),
         "stack/0/0/channel_norm/scale": ("vector", False, False, 0),
         "stack/0/0/mixer/gate": ("matrix", True, True, 1),
         "stack/0/0/mixer/key": ("matrix", True, True, 1),
         "stack/0/0/mixer/key_norm/scale": ("vector", False, False, 0),
-        "stack/0/0/mixer/out": ("matrix", True, True, 2),
+        "stack/0/0/mixer/out": ("residual", True, True, 2),
         "stack/0/0/mixer/query": ("matrix", True, True, 1),
         "stack/0/0/mixer/query_norm/scale": ("vector", False, False, 0),
         "stack/0/0/mixer/value": ("matrix", True, True, 1),
@@ -44,7 +44,7 @@ EVERY_PARAMETER = (
         )
         for name in names.split()
         for group in [
-            ("matrix", True, True, 2)
+            ("residual", True, True, 2)
             if name == "out"
             else ("matrix", True, True, 1)
             if name in ("query", "key", "value", "gate", "write", "read")
@@ -135,7 +135,7 @@ MISTAKES = [
     ),
     (
         {"group": "matrices", "inputs": (0,)},
-        "weight 'one': unknown group 'matrices'; there is embedding, head, matrix, vector",
+        "weight 'one': unknown group 'matrices'; there is embedding, head, matrix, residual, vector, final_norm",
     ),
     (
         {"inputs": (0,), "outputs": (0, 1)},

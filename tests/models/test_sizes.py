@@ -94,7 +94,11 @@ def test_parameters_are_the_sizes_of_the_initial_tree(arch):
     assert {name: leaf.shape for name, leaf in names.items()} == {
         name: known.shape for name, known in declared.items()
     }
-    vectors = sum(leaf.size for name, leaf in names.items() if declared[name].group == "vector")
+    vectors = sum(
+        leaf.size
+        for name, leaf in names.items()
+        if declared[name].group in ("vector", "final_norm")
+    )
     count = sizes.parameters(arch)
     assert count.total == total
     assert count.non_embedding == total - tables

@@ -19,7 +19,7 @@ class Noting:
         self.batches = loader.local_batches(
             plan, start_step=start_step, stop_step=stop_step, local_rows=local_rows, workers=workers
         )
-        self.step, self.rows = start_step, list(local_rows)
+        self.step, self.rows = start_step, local_rows
         self.path = (
             Path(os.environ["SLMJAX_TEST_ROWS"]) / f"{jax.process_index()}-{start_step}.jsonl"
         )
@@ -29,7 +29,13 @@ class Noting:
         batch = next(self.batches)
         with self.path.open("a") as file:
             file.write(
-                json.dumps({"step": self.step, "rows": self.rows, "hashes": row_hashes(batch)})
+                json.dumps(
+                    {
+                        "step": self.step,
+                        "rows": self.rows(self.step).tolist(),
+                        "hashes": row_hashes(batch),
+                    }
+                )
                 + "\n"
             )
         self.step += 1

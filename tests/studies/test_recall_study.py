@@ -20,6 +20,7 @@ from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import parse_block
 from slmjax.record import metrics
 from slmjax.studies import recall_study as recall
+from slmjax.studies.study_runs import StudyRuns
 from slmjax.tasks.recall import Recall, RecallBuilder
 from tests import runs
 
@@ -49,6 +50,7 @@ TINY = {
     "study.rates": "(0.01,0.001)",
     "study.enough": 1,
     "study.variants": "{'attention': ('attention+none',)}",
+    "mesh.data": 8,  # all devices, so that one run trains at a time
 }
 
 
@@ -119,18 +121,19 @@ def test_gated_deltanet_recalls_what_a_running_mean_cannot(tmp_path):
     config = small(steps=250)
     settings = recall.study_settings(config)
 
-    def accuracy(pattern):
-        return recall.measure_recall(
-            config, settings, "recall:16:2", pattern, (pattern,), epath.Path(tmp_path)
-        )["accuracy"]
+    settings["variants"] = {"gdn": ("gdn+none",), "mean": ("tests.models.own:Mean+none",)}
+    trained = StudyRuns(epath.Path(tmp_path), config, identity="", vocab_size=16)
 
-    assert accuracy("gdn+none") > 0.9 > 0.75 > accuracy("tests.models.own:Mean") > 0.3
+    def accuracy(variant):
+        return recall.measure_recall(config, settings, "recall:16:2", variant, trained)["accuracy"]
+
+    assert accuracy("gdn") > 0.9 > 0.75 > accuracy("mean") > 0.3
 
 
 @pytest.mark.slow
 def test_a_row_is_what_the_runs_of_its_best_rate_have_recorded(study):
     (row,) = rows_of(study)
-    folders = {path.name: path for path in (study / "runs" / "recall-16-2").iterdir()}
+    folders = {path.name.removeprefix("recall-16-2-"): path for path in (study / "runs").iterdir()}
     assert set(folders) == {
         f"attention-{rate}-{seed}" for rate in ("0.01", "0.001") for seed in (0, 1)
     }
@@ -159,7 +162,7 @@ def test_a_row_is_what_the_runs_of_its_best_rate_have_recorded(study):
         and row["deviation"] == np.std(tests)
         and row["steps"] == 4
     )
-    assert not (study / "runs" / "recall-16-2" / "attention-0.01-0" / "tokenizer.json").exists()
+    assert not (folders["attention-0.01-0"] / "tokenizer.json").exists()
     for name, seed, rate in (("attention-0.01-0", 0, 0.01), ("attention-0.001-1", 1, 0.001)):
         c = configs.from_dict(json.loads((folders[name] / "config.json").read_text()))
         assert c.task == "recall puzzle=recall:16:2 vocab=16 examples=128 tested=100"
@@ -174,7 +177,7 @@ def test_a_study_that_was_killed_goes_on_and_ends_as_if_undisturbed(study, tmp_p
         "from pathlib import Path\n"
         "from slmjax import launch\n"
         "from slmjax.tasks import recall\n"
-        "run, call = Path(sys.argv[1]) / 'runs/recall-16-2/attention-0.01-1', recall.Accuracy.__call__\n"
+        "run, call = Path(sys.argv[1]) / 'runs/recall-16-2-attention-0.01-1', recall.Accuracy.__call__\n"
         "def killing(self, *arguments, step, **more):\n"
         "    while step == 4 and run.exists() and not (run / 'checkpoints' / '2').exists():\n"
         "        time.sleep(0.01)\n"
@@ -191,17 +194,17 @@ def test_a_study_that_was_killed_goes_on_and_ends_as_if_undisturbed(study, tmp_p
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert rows_of(tmp_path) == []
-    first = tmp_path / "runs" / "recall-16-2" / "attention-0.01-0"
+    assert not (tmp_path / "study.json").exists()  # no row is complete
+    first = tmp_path / "runs" / "recall-16-2-attention-0.01-0"
     before = (first / "metrics.jsonl").read_bytes()
-    assert launch.main(words(tmp_path, study__seeds=3)) == 2  # known from the start
-    assert "holds rows of other settings (seeds)" in capsys.readouterr().err
+    assert launch.main(words(tmp_path, study__tested=64)) == 2  # known from the start
+    printed = capsys.readouterr().err
+    assert "the run 'recall-16-2-attention-0.01-0' with other settings (task)" in printed
     assert launch.main(words(tmp_path)) == 0
+    assert "run 2 of 2: recall-16-2-attention-0.01-1: trained" in capsys.readouterr().out
     assert (first / "metrics.jsonl").read_bytes() == before  # what had ended was only read
-    assert runs.events(first.with_name("attention-0.01-1"), "resume")[0]["step"] == 2
+    assert runs.events(first.with_name("recall-16-2-attention-0.01-1"), "resume")[0]["step"] == 2
     assert rows_of(tmp_path) == rows_of(study)
-    for run in (study / "runs" / "recall-16-2").iterdir():
-        runs.assert_same_end(first.with_name(run.name), run, 4)
 
 
 @pytest.mark.slow
@@ -219,27 +222,24 @@ def test_a_study_goes_on_with_more_variants_and_tries_no_rate_after_one_that_is_
     )  # anything is enough, at the first look
     capsys.readouterr()
     assert launch.main(words(tmp_path, **two)) == 0
-    rows = rows_of(tmp_path)
-    assert rows[0] == first and [row["variant"] for row in rows] == ["attention", "a mean / of all"]
+    rows = {row["variant"]: row for row in rows_of(tmp_path)}
+    assert rows["attention"] == first and set(rows) == {"attention", "a mean / of all"}
     printed = capsys.readouterr().out
     assert (
         "| mixer | recall:16:2 |" in printed
         and "| a mean / of all |" in printed
         and "slmjax 0" not in printed
+        and "training 1 runs" in printed  # the row that is there was only read
     )
-    for name, other in {"seed": {"seed": 1}, "tested": {"study__tested": 64}}.items():
+    for name, other in {"seed": {"seed": 1}, "task": {"study__tested": 64}}.items():
         assert launch.main(words(tmp_path, **two | other)) == 2
-        assert f"holds rows of other settings ({name})" in capsys.readouterr().err
-    # one of its runs by hand is finished, as any other run
-    run = next((tmp_path / "runs" / "recall-16-2").glob("attention-*"))
-    assert launch.main([f"--config={run / 'config.json'}", f"--workdir={run}"]) == 0
-    assert "This run is finished" in capsys.readouterr().out
+        assert f"with other settings ({name})" in capsys.readouterr().err
 
 
 def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_stops_the_study(
     tmp_path, monkeypatch, capsys
 ):
-    def diverges(config, workdir, command):
+    def diverges(config, workdir, **_):
         with metrics.MetricsWriter(workdir) as writer:
             if config.train.lr == 0.01:
                 writer.event("stopped", 3, reason="loss is nan")
@@ -250,22 +250,23 @@ def test_a_run_that_diverges_has_no_right_answers_and_one_that_is_told_to_leave_
 
     monkeypatch.setattr("slmjax.train.run.run_train", diverges)
     assert launch.main(words(tmp_path / "one")) == 0
-    assert (
-        "attention on recall:16:2, rate 0.01, seed 1: diverged: loss is nan"
-        in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "recall-16-2-attention-0.01-1: diverged: loss is nan" in printed
     (row,) = rows_of(tmp_path / "one")
     assert (
         row["by_rate"] == {"0.01": [0.0, 0.0], "0.001": [0.5, 0.5]}
         and row["rate"] == 0.001
         and row["accuracy"] == 0.5
     )
-    monkeypatch.setattr("slmjax.train.run.run_train", lambda *_, **__: 143)
+
+    def is_told_to_leave(*_, leave, **__):
+        leave.asked, leave.status = True, 143
+        return 143
+
+    monkeypatch.setattr("slmjax.train.run.run_train", is_told_to_leave)
     assert launch.main(words(tmp_path / "two")) == 143
-    assert (
-        "the same command goes on from here" in capsys.readouterr().out
-        and rows_of(tmp_path / "two") == []
-    )
+    assert "the same command goes on from here" in capsys.readouterr().out
+    assert not (tmp_path / "two" / "study.json").exists()
 
 
 @pytest.mark.parametrize(

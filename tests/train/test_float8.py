@@ -115,7 +115,8 @@ def test_a_run_that_was_interrupted_goes_on_with_its_scales_to_the_same_end(
 
     taken = []
     monkeypatch.setattr(
-        "slmjax.train.loop.train", lambda run: taken.append(run.state) or run.writer.close() or 0
+        "slmjax.train.loop.train",
+        lambda run, leave: taken.append(run.state) or run.writer.close() or 0,
     )
     assert runs.train(corpus, tmp_path / "child", f"--init_from={tmp_path / 'run'}", **fields) == 0
     assert jax.tree.all(jax.tree.map(np.array_equal, taken[0].params, model.params))

@@ -114,7 +114,8 @@ def test_a_child_counts_on_from_where_its_parent_ended(corpus, tmp_path, monkeyp
     fields = {"model__pattern": COUNTED, "train__steps": 5}
     assert runs.train(corpus, tmp_path / "parent", **fields) == 0
     monkeypatch.setattr(
-        "slmjax.train.loop.train", lambda run: taken.append(run.state) or run.writer.close() or 0
+        "slmjax.train.loop.train",
+        lambda run, leave: taken.append(run.state) or run.writer.close() or 0,
     )
     assert (
         runs.train(corpus, tmp_path / "child", f"--init_from={tmp_path / 'parent'}", **fields) == 0

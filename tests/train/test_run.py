@@ -176,7 +176,7 @@ def test_init_from_starts_from_the_parents_parameters_and_records_the_lineage(
     with monkeypatch.context() as patch:
         patch.setattr(
             "slmjax.train.loop.train",
-            lambda run: taken.append(run.state) or run.writer.close() or 0,
+            lambda run, leave: taken.append(run.state) or run.writer.close() or 0,
         )
         assert runs.train(corpus, tmp_path / "child", f"--init_from={undisturbed}", seed=5) == 0
     theirs = load_model(str(undisturbed)).params
@@ -197,7 +197,7 @@ def test_init_from_starts_from_the_parents_parameters_and_records_the_lineage(
         f"{undisturbed} step 30 ({parent['hash']})" in capsys.readouterr().out
         and parent["hash"] in (child / "report.html").read_text()
     )
-    monkeypatch.setattr("slmjax.train.loop.train", lambda run: run.writer.close() or 0)
+    monkeypatch.setattr("slmjax.train.loop.train", lambda run, leave: run.writer.close() or 0)
     assert runs.train(corpus, grandchild, f"--init_from={child}") == 0
     assert [one["workdir"] for one in runs.events(grandchild, "lineage")[-1]["parents"]] == [
         str(child),
@@ -227,7 +227,8 @@ def test_of_a_parent_whose_newest_checkpoint_is_damaged_the_one_before_is_taken_
 ):
     taken = []
     monkeypatch.setattr(
-        "slmjax.train.loop.train", lambda run: taken.append(run.state) or run.writer.close() or 0
+        "slmjax.train.loop.train",
+        lambda run, leave: taken.append(run.state) or run.writer.close() or 0,
     )
     parent, child = shutil.copytree(undisturbed, tmp_path / "parent"), tmp_path / "run"
     for path in (parent / "checkpoints" / "30" / "params").rglob("d/*"):

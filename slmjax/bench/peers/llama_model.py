@@ -254,9 +254,11 @@ def _adamw(model: Any, arch: Architecture, train: configs.TrainConfig) -> Any:
     for name, path, _ in llama_names(arch):
         group = decaying if declared[path].decays else others
         group.append(weights[name])
+    # PyTorch multiplies the decay by the learning rate; ours may have a rate of its own.
+    decay = train.weight_decay * ((train.decay_lr or train.lr) / train.lr)
     return torch.optim.AdamW(
         [
-            {"params": decaying, "weight_decay": train.weight_decay},
+            {"params": decaying, "weight_decay": decay},
             {"params": others, "weight_decay": 0.0},
         ],
         lr=train.lr,

@@ -1,0 +1,129 @@
+"""The forecast study, end to end at the smallest size: a ladder, a forecast, a target and a score."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from slmjax import config as configs
+from slmjax import launch
+from slmjax.data.prepare_stage import prepared_text
+from slmjax.errors import UserError
+from slmjax.studies.forecast_plan import heldout_identity, plan_rungs, rung_runs
+from tests.corpus import RECIPE, write_corpus
+from tests.studies.test_mixture_stage import config_of
+
+SIZES = "('45k','60k','80k')"
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The launcher's words for a ladder of three sizes on two sources."""
+    folder = tmp_path_factory.mktemp("forecast")
+    sources = {}
+    for number, name in enumerate(("a", "b")):
+        corpus = write_corpus(folder / f"{name}.jsonl", seed=number, documents=300)
+        sources[name] = {"path": str(corpus), "heldout": 0.2}
+    fields = {
+        "stage": "forecast",
+        "data.sources": sources,
+        "data.cache": str(folder / "prepared"),
+        "data.vocab_size": 300,
+        "train.microbatches": 1,
+        "checkpoint.every": 1000,
+        "mesh.data": 8,  # all devices, so that one run trains at a time
+        "forecast.sizes": SIZES,
+        "forecast.target": "120k",
+        "forecast.tokens": 12_000,
+        "forecast.seeds": "(2,1)",
+    }
+    return [f"--config={RECIPE}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
+def test_all_rungs_share_text_batch_and_warmup_and_differ_in_size(words):
+    config = config_of(words)
+    prepared = prepared_text(config.data, "runs/x")
+    rungs, target = plan_rungs(config, prepared, devices=8)
+    runs = rung_runs(rungs)
+    assert [run.name for run in runs] == ["45000-0", "45000-1", "60000-0", "80000-0"]
+    assert [run.config.seed for run in runs] == [0, 1, 0, 0]
+    every = [*(run.config for run in runs), target.config]
+    for name in ("steps", "batch", "warmup", "lr"):
+        assert len({getattr(each.train, name) for each in every}) == 1
+    train = target.config.train
+    assert train.batch % 8 == 0 and train.steps * train.batch * 64 == pytest.approx(12_000, rel=0.1)
+    tokens = sum(prepared.train[name].tokens for name in ("a", "b"))
+    for each in every:
+        fractions = [source["fraction"] for source in each.data.sources.values()]
+        expected = 1.02 * train.steps * train.batch * 64 / tokens
+        assert fractions == pytest.approx([min(1, expected)] * 2)
+    # Rates follow the width.
+    widths = [each.model.width for each in every]
+    rates = [each.model.multipliers.get("matrix", {}).get("lr", 1.0) for each in every]
+    assert widths[-1] > widths[0] and rates[-1] < rates[0]
+
+
+@pytest.mark.slow
+def test_a_forecast_is_written_before_the_target_and_scored_after_it(words, tmp_path, capsys):
+    study = [*words, f"--workdir={tmp_path / 'study'}"]
+    assert launch.main(study) == 0
+    printed = capsys.readouterr().out
+    assert "3 constants pass through 3 rungs exactly" in printed and "Next: python -m" in printed
+    content = json.loads((tmp_path / "study" / "forecast.json").read_text())
+    assert len(content["runs"]) == 4 and set(content["fits"]) == {"line", "power", "same"}
+    losses = {run["name"]: run["loss"] for run in content["runs"]}
+    scores = np.load(tmp_path / "study" / "scores" / "60000-0.npz")
+    bits = [scores[f"{s}/nats"].sum() / scores[f"{s}/bytes"].sum() / math.log(2) for s in "ab"]
+    assert losses["60000-0"] == pytest.approx(np.mean(bits))
+
+    target = f"--config={tmp_path / 'study' / 'target.json'}"
+    measured = f"--config.forecast.measured=('{tmp_path / 'target'}',)"
+    other = f"--config.forecast.measured=('{tmp_path / 'other'}',)"
+    assert launch.main([target, f"--workdir={tmp_path / 'target'}"]) == 0
+    assert launch.main([target, f"--workdir={tmp_path / 'other'}", "--config.train.lr=0.02"]) == 0
+    capsys.readouterr()
+    before = (tmp_path / "study" / "forecast.json").read_bytes()
+    assert launch.main([*study, measured]) == 0
+    printed = capsys.readouterr().out
+    assert "| measured | error |" in printed and "training" not in printed
+    assert "Seed spread: " in printed
+    assert (tmp_path / "study" / "forecast.json").read_bytes() == before
+    assert "measured" in (tmp_path / "study" / "report.html").read_text()
+    assert launch.main([*study, other]) == 2
+    assert "is not the target: it differs in train.lr" in capsys.readouterr().err
+    # The forecast of another target does not take the file's place.
+    assert launch.main([*study, "--config.forecast.target=130k"]) == 2
+    assert "holds another forecast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"forecast__sizes": "('45k','60k')"}, "expected three different sizes or more"),
+        ({"forecast__sizes": "('45k','60k','60k')"}, "expected three different sizes or more"),
+        ({"forecast__target": "60k"}, "80,000 parameters are not below the target's 60,000"),
+        ({"forecast__seeds": "()"}, "expected one run of each size or more"),
+        ({"forecast__tokens": 10}, "less than one batch"),
+        ({"forecast__sizes": "('45k','60k','many')"}, "expected a number of parameters"),
+    ],
+)
+def test_a_ladder_that_makes_no_sense_is_refused(words, change, told):
+    config = config_of(words, **change)
+    with pytest.raises(UserError, match=told):
+        plan_rungs(config, prepared_text(config.data, "runs/x"), devices=1)
+
+
+def test_the_identity_of_held_out_documents_follows_the_documents_and_not_their_order():
+    keys = np.arange(5, dtype=np.uint64)
+    assert heldout_identity([keys, keys[:2]]) == heldout_identity([keys[::-1], keys[:2]])
+    assert heldout_identity([keys]) != heldout_identity([keys[:4]])
+
+
+def test_a_config_of_a_forecast_has_no_part_in_its_runs(words):
+    config = config_of(words)
+    rungs, _ = plan_rungs(config, prepared_text(config.data, "runs/x"), devices=1)
+    run = rungs[0][0].config
+    assert run.stage == "train" and "forecast" not in configs.to_dict(run)
+    assert dataclasses.replace(config.forecast, tokens=1) != run.forecast
