@@ -65,7 +65,7 @@ class Progress:
         self._every = max(1, every)
         self._active = active
         self._clock = clock
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or _own_console()
         # The newest value of each metric.
         self._values: dict[str, float] = {}
         # (time, step) of the latest updates.
@@ -154,6 +154,12 @@ class Progress:
         return remaining * (last_time - first_time) / (last_step - first_step)
 
 
+def _own_console() -> Console:
+    # Without force_jupyter, rich prints past standard output in a notebook, which a study redirects
+    # while its runs train.
+    return Console(highlight=False, soft_wrap=True, force_jupyter=False)
+
+
 def banner(
     title: str, rows: Mapping[str, object], *, active: bool = True, console: Console | None = None
 ) -> None:
@@ -163,7 +169,7 @@ def banner(
     """
     if not active:
         return
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or _own_console()
     shown = {}
     for name, value in rows.items():
         # 0 and False are values.

@@ -1,6 +1,7 @@
 """The mixtures that a mixture study trains on, and the config of each of its runs."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from slmjax.studies.mixture_file import read_weights
 from slmjax.studies.mixture_limits import Limits, mixture_limits, proxy_mixtures
 from slmjax.studies.study_runs import StudyRun, run_tokens
 from slmjax.text.sources import parse_sources
+
+# A mixture's name is part of the names of its runs' folders.
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_. -]*"
 
 
 class MixturePlan(NamedTuple):
@@ -65,6 +69,11 @@ def plan_mixtures(config: Config, prepared: Prepared) -> MixturePlan:
     mixtures: dict[str, np.ndarray] = {}
     # The others are compared with the first one: the natural mixture, where it is among them.
     for name in sorted(settings.mixtures, key=lambda name: settings.mixtures[name] != "natural"):
+        if not re.fullmatch(NAME, name):
+            raise UserError(
+                f"config.mixture.mixtures: '{name}' is no name of a mixture; use letters, digits, "
+                "spaces, '_', '-' and '.'."
+            )
         mixtures[name] = mixture_of(name, settings.mixtures[name], domains, tokens)
     if not mixtures:
         drawn = proxy_mixtures(tokens / tokens.sum(), limits, settings.proxies, config.seed)

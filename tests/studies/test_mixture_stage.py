@@ -153,6 +153,7 @@ def test_the_mean_over_sources_counts_every_source_the_same():
     "change, told",
     [
         ({"mixture__mixtures": {"x": {"d": 1}}}, "weight for 'd', but the sources that are mixed"),
+        ({"mixture__mixtures": {"x/y": "natural"}}, "'x/y' is no name of a mixture"),
         ({"mixture__mixtures": {"x": {"a": -1}}}, "expected weights of 0 or more"),
         ({"mixture__mixtures": {"x": {"a": "many"}}}, "expected numbers as weights"),
         ({"mixture__mixtures": {"x": 3}}, r"mixtures\.x is 3; expected"),
