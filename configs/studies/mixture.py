@@ -27,7 +27,10 @@ from slmjax import config
 CONFIGS = Path(__file__).parents[1]
 # Text that is scored and never trained on.
 SCORED = {
-    "wikitext": {"path": "wikitext2/valid.txt.xz"},
+    "wikitext": {
+        "path": "wikitext2/valid.txt.xz",
+        "reader": "slmjax.studies.wikitext:read_articles",
+    },
     "solutions": {"path": "gsm8k/train.jsonl.xz", "field": "answer"},
     "essays": {"path": "haystack/essays.jsonl.xz"},
 }

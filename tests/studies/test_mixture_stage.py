@@ -61,6 +61,7 @@ def searched(words, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_search_writes_weights_that_a_comparison_reads(words, searched, tmp_path, capsys):
     weights = read_weights(searched / "weights.json")
     assert set(weights) == set(DOMAINS) and sum(weights.values()) == pytest.approx(1)

@@ -28,7 +28,7 @@ from slmjax.studies.mixture_limits import (
     proxy_mixtures,
     within_limits,
 )
-from slmjax.studies.mixture_regressors import REGRESSORS, fit_law, fit_ridge
+from slmjax.studies.mixture_regressors import REGRESSORS, fit_law, fit_ridge, studies_library
 
 DOMAINS = ("web", "books", "code", "math")
 NATURAL = np.array([0.4, 0.3, 0.2, 0.1])
@@ -410,7 +410,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, module, package)
     with pytest.raises(
         UserError, match=rf"needs {package}; install it with: pip install -e '.\[studies\]'"
     ):
-        choose_mixture(GOOD, FREE, NATURAL, bootstraps=2)
+        studies_library(module)
 
 
 def test_a_constant_prediction_has_no_rank():

@@ -71,6 +71,7 @@ def branch(corpus, made, workdir, *flags, **fields):
     return train(corpus, made, workdir, *flags, train__branch=True, **fields)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_at_and_after_a_boundary_ends_as_if_nothing_had_happened(
     corpus, made, tmp_path, monkeypatch
 ):
