@@ -29,9 +29,12 @@ CONFIGS = Path(__file__).parents[1]
 SCORED = {
     "wikitext": {
         "path": "wikitext2/valid.txt.xz",
-        "reader": "slmjax.studies.wikitext:read_articles",
+        "reader": "slmjax.studies.scored_text:read_articles",
     },
-    "solutions": {"path": "gsm8k/train.jsonl.xz", "field": "answer"},
+    "solutions": {
+        "path": "gsm8k/train.jsonl.xz",
+        "reader": "slmjax.studies.scored_text:read_solutions",
+    },
     "essays": {"path": "haystack/essays.jsonl.xz"},
 }
 DOMAINS = ("books", "textbooks", "math", "docs", "code", "reference")
