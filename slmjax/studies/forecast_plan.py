@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from slmjax.models.architecture import vocab_rows
 from slmjax.models.choose_shape import parse_params, reshape
 from slmjax.studies.ladder_batches import ladder_batch
 from slmjax.studies.study_runs import StudyRun
+from slmjax.studies.text_study import read_in_part
 from slmjax.text.sources import parse_sources
 from slmjax.train.transfer import transfer
 
@@ -90,11 +90,7 @@ def _common_config(config: Config, prepared: Prepared, devices: int) -> Config:
     names = [source.name for source in parse_sources(config.data.sources) if source.weight != 0]
     all_tokens = sum(prepared.train[name].tokens for name in names)
     fraction = min(1.0, SPARE * length.tokens(config.data.seq_len) / all_tokens)
-    sources = dict(config.data.sources)
-    for name in names:
-        entry: Any = sources[name]
-        fields = dict(entry) if hasattr(entry, "items") else {"path": entry}
-        sources[name] = {**fields, "fraction": fraction * fields.get("fraction", 1.0)}
+    sources = read_in_part(config.data.sources, names, fraction)
     return dataclasses.replace(
         config,
         stage="train",
@@ -119,5 +115,5 @@ def _rung(common: Config, parameters: int, prepared: Prepared) -> Rung:
 
 def heldout_identity(keys: Sequence[np.ndarray]) -> str:
     """Return a short text that is the same for the same held-out documents."""
-    together = np.concatenate([np.sort(part) for part in keys])
+    together = np.concatenate(keys)
     return f"{len(together)} documents, {int(np.bitwise_xor.reduce(together)):016x}"

@@ -15,11 +15,8 @@ from etils import epath
 
 from slmjax import config as configs
 from slmjax.config import Config
-from slmjax.data.prepare_stage import prepared_text
 from slmjax.errors import UserError
 from slmjax.models import sizes
-from slmjax.parallel import hosts
-from slmjax.parallel.compiling import use_compile_cache
 from slmjax.record import metrics as records
 from slmjax.record.comparison import Scores, load_run, read_scores
 from slmjax.studies.forecast_figure import compute_rule, forecast_figure
@@ -27,14 +24,15 @@ from slmjax.studies.forecast_plan import heldout_identity, plan_rungs, rung_runs
 from slmjax.studies.forecast_score import ForecastScore, forecast_table, score_forecast
 from slmjax.studies.ladder_runs import LadderRun, ladder_table
 from slmjax.studies.scaling_forecast import Forecast, make_forecast, write_forecast
-from slmjax.studies.study_report import write_study_report
 from slmjax.studies.study_runs import (
     StudyRuns,
     StudyStopped,
     architecture,
+    changed_settings,
     run_tokens,
     settings_of,
 )
+from slmjax.studies.text_study import begin_text_study, end_text_study, source_bits
 from slmjax.text.files import write_atomic
 from slmjax.train import schedule
 
@@ -48,19 +46,8 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
     Returns: the exit status.
     Raises: UserError for invalid settings, and where the folder has runs of other settings.
     """
-    if init_from:
-        raise UserError("--init_from: a forecast trains its models from the start.")
-    if not config.data.sources:
-        raise UserError(
-            "config.data.sources is empty; a forecast needs text, such as textbook:text."
-        )
-    use_compile_cache()
-    hosts.check_devices()
+    config, prepared = begin_text_study(config, workdir, init_from)
     folder = epath.Path(workdir)
-    # All runs read the text that is prepared here.
-    cache = config.data.cache or str(folder.parent / "prepared")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=cache))
-    prepared = prepared_text(config.data, workdir)
     vocab_size = prepared.tokenizer.vocab_size
     rungs, target = plan_rungs(config, prepared, jax.local_device_count())
     # What `measured` says must not change the study's own config.
@@ -100,11 +87,7 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
             f"Next: python -m slmjax.launch --config={folder / 'target.json'} --workdir={place}; "
             f"then this command again, with --config.forecast.measured={place}"
         )
-    for table in tables:
-        print(f"\n{table.title}\n\n{table.markdown()}")
-    print("\n" + "\n".join(sentences))
-    report = write_study_report(study, tables, sentences, [forecast_figure(forecast, score)])
-    print(f"Report: {report}")
+    end_text_study(study, tables, sentences, [forecast_figure(forecast, score)])
     return 0
 
 
@@ -122,7 +105,7 @@ def ladder_run(
     bits, keys = [], []
     for source in basket or sorted(scores):
         columns = scores[source]
-        bits.append(columns["nats"].sum() / columns["bytes"].sum() / np.log(2))
+        bits.append(source_bits(columns))
         keys.append(columns["keys"])
     arch = architecture(config, vocab_size)
     parameters = sizes.parameters(arch)
@@ -165,10 +148,9 @@ def measured_score(
 def _check_target(workdir: str, own: Config, target: Config) -> None:
     """Raises: UserError where a run's config is not the target's, but for the seed."""
     expected = settings_of(dataclasses.replace(target, seed=own.seed))
-    settings = settings_of(own)
-    changed = [name for name in expected if settings.get(name) != expected[name]]
+    changed = changed_settings(settings_of(own), expected)
     if changed:
         raise UserError(
             f"config.forecast.measured: the run '{workdir}' is not the target: it differs in "
-            f"{', '.join(sorted(changed))}."
+            f"{', '.join(changed)}."
         )

@@ -12,8 +12,9 @@ from slmjax.config import Config, MixtureConfig
 from slmjax.data.prepared import Prepared
 from slmjax.errors import UserError, nearest
 from slmjax.studies.mixture_file import read_weights
-from slmjax.studies.mixture_limits import Limits, mixture_limits, proxy_mixtures
+from slmjax.studies.mixture_limits import Limits, mixture_limits, natural_shares, proxy_mixtures
 from slmjax.studies.study_runs import StudyRun, run_tokens
+from slmjax.studies.text_study import read_in_part
 from slmjax.text.sources import parse_sources
 
 # A mixture's name is part of the names of its runs' folders.
@@ -41,7 +42,7 @@ class MixturePlan(NamedTuple):
     @property
     def natural(self) -> Float[np.ndarray, " domains"]:
         """Each domain's share of the tokens."""
-        return self.tokens / self.tokens.sum()
+        return natural_shares(self.tokens)
 
 
 def plan_mixtures(config: Config, prepared: Prepared) -> MixturePlan:
@@ -76,7 +77,7 @@ def plan_mixtures(config: Config, prepared: Prepared) -> MixturePlan:
             )
         mixtures[name] = mixture_of(name, settings.mixtures[name], domains, tokens)
     if not mixtures:
-        drawn = proxy_mixtures(tokens / tokens.sum(), limits, settings.proxies, config.seed)
+        drawn = proxy_mixtures(natural_shares(tokens), limits, settings.proxies, config.seed)
         digits = len(str(len(drawn) - 1))
         for number, mixture in enumerate(drawn):
             mixtures[f"mixture-{number:0{digits}}"] = mixture
@@ -93,7 +94,7 @@ def mixture_of(
     """
     where = f"config.mixture.mixtures.{name}"
     if given == "natural":
-        return tokens / tokens.sum()
+        return natural_shares(tokens)
     if given == "uniform":
         return np.full(len(domains), 1 / len(domains))
     if isinstance(given, str):
@@ -139,14 +140,8 @@ def proxy_config(
       seed: 0 for the first run; config.seed is added.
     """
     fraction = run_tokens(config) / plan.budget
-    sources = {}
-    for source in parse_sources(config.data.sources):
-        fields = config.data.sources[source.name]
-        fields = dict(fields) if isinstance(fields, Mapping) else {"path": fields}
-        if source.name in plan.domains:
-            # The weights are those of the phase.
-            fields = {**fields, "weight": None, "fraction": source.fraction * fraction}
-        sources[source.name] = fields
+    # The weights are those of the phase.
+    sources = read_in_part(config.data.sources, plan.domains, fraction, weight=None)
     weights = dict(zip(plan.domains, mixture.tolist(), strict=True))
     phases = ({"until": 1.0, "weights": weights},)
     return dataclasses.replace(

@@ -5,7 +5,6 @@ drawn, a model is trained on each, and the mixture with the lowest predicted los
 written to weights.json, which a recipe reads.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,20 +12,17 @@ from etils import epath
 from jaxtyping import Float
 
 from slmjax.config import Config
-from slmjax.data.prepare_stage import prepared_text
 from slmjax.data.shard_part import is_kept
 from slmjax.errors import UserError
-from slmjax.parallel import hosts
-from slmjax.parallel.compiling import use_compile_cache
 from slmjax.record.comparison import Scores, read_scores
 from slmjax.record.paired import Difference, Paired, bits_per_byte, bootstrap_mean, pair
 from slmjax.studies.mixture_choice import BOOTSTRAPS, MixtureChoice, choose_mixture
 from slmjax.studies.mixture_file import write_weights
 from slmjax.studies.mixture_fit import Proxies
 from slmjax.studies.mixture_plan import MixturePlan, plan_mixtures, proxy_runs
-from slmjax.studies.study_report import write_study_report
 from slmjax.studies.study_runs import StudyRuns, StudyStopped
 from slmjax.studies.study_table import StudyTable
+from slmjax.studies.text_study import begin_text_study, end_text_study, source_bits
 
 # Documents are halved by another hash than the one that chooses a part of a source.
 HALF_SALT = np.uint64(0x9E6C63D0876A9A35)
@@ -38,21 +34,9 @@ def run_mixture(config: Config, workdir: str, *, init_from: str = "", command: s
     Returns: the exit status.
     Raises: UserError for invalid settings, and where the folder has runs of other settings.
     """
-    if init_from:
-        raise UserError("--init_from: a mixture study trains its models from the start.")
-    if not config.data.sources:
-        raise UserError(
-            "config.data.sources is empty; a mixture needs two sources or more, such as "
-            "{'logic': 'textbook:logic', 'units': 'textbook:units'}."
-        )
-    use_compile_cache()
-    hosts.check_devices()
-    folder = epath.Path(workdir)
-    # All runs read the text that is prepared here.
-    cache = config.data.cache or str(folder.parent / "prepared")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=cache))
-    prepared = prepared_text(config.data, workdir)
+    config, prepared = begin_text_study(config, workdir, init_from)
     plan = plan_mixtures(config, prepared)
+    folder = epath.Path(workdir)
     study = StudyRuns(
         folder,
         config,
@@ -91,10 +75,7 @@ def run_mixture(config: Config, workdir: str, *, init_from: str = "", command: s
         write_weights(file, choice, proxies, plan.limits, plan.natural)
         tables = [weights_table(plan, choice), regressor_table(choice)]
         sentences = [f"{choice.sentence}.", f"Weights: {file}"]
-    for table in tables:
-        print(f"\n{table.title}\n\n{table.markdown()}")
-    print("\n" + "\n".join(sentences))
-    print(f"Report: {write_study_report(study, tables, sentences)}")
+    end_text_study(study, tables, sentences)
     return 0
 
 
@@ -131,11 +112,7 @@ def mixture_losses(
         of_seeds = []
         for seed in range(seeds):
             columns = scores[f"{name}-{seed}"]
-            bits = []
-            for source in plan.basket:
-                nats, size = columns[source]["nats"].sum(), columns[source]["bytes"].sum()
-                bits.append(nats / size / np.log(2))
-            of_seeds.append(bits)
+            of_seeds.append([source_bits(columns[source]) for source in plan.basket])
         rows.append(np.mean(of_seeds, 0))
     return np.array(rows)
 

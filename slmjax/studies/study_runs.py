@@ -22,7 +22,6 @@ import numpy as np
 from etils import epath
 
 from slmjax import config as configs
-from slmjax.config.base import FIELDS
 from slmjax.errors import UserError
 from slmjax.models import sizes
 from slmjax.models.architecture import Architecture
@@ -33,6 +32,7 @@ from slmjax.record import metrics as records
 from slmjax.text.files import seal_is_broken, sealed, write_atomic
 from slmjax.train import run as training
 from slmjax.train.leave import Leave
+from slmjax.train.resume import affects_of
 
 # Version of results.json.
 FORMAT = 1
@@ -65,8 +65,6 @@ class StudyRuns:
       identity: what decides results besides the configs, such as the fingerprint of the text.
       vocab_size: tokens of the runs' vocabulary, for their cost.
       command: the launcher's command, for the records.
-      keep_checkpoints: whether the checkpoints of finished runs stay. Their results do not need
-        them.
     Attributes: results, {name: result}. A result has "diverged" (why training gave up, or ""),
       "metrics" (the values after the last step), "seconds" of training, and what `read` adds.
     Raises: UserError where results.json cannot be read, or is of another text or a newer format.
@@ -80,12 +78,10 @@ class StudyRuns:
         identity: str,
         vocab_size: int,
         command: str = "",
-        keep_checkpoints: bool = False,
     ):
         self.folder = folder
         self.vocab_size = vocab_size
         self.command = command
-        self.keep_checkpoints = keep_checkpoints
         self._identity = identity
         self._file = folder / "results.json"
         self._lock = threading.Lock()
@@ -193,7 +189,7 @@ class StudyRuns:
         progress.finished(run.name, result, time.time() - began)
 
     def _keep(self, run: StudyRun, folder: epath.Path, result: dict[str, Any]) -> None:
-        """Store a run's result and scores; then its checkpoints may go."""
+        """Store a run's result and scores, and remove its checkpoints, which no result needs."""
         scores = folder / "heldout.npz"
         if scores.exists():
             write_atomic(self.scores_file(run.name), scores.read_bytes())
@@ -208,17 +204,13 @@ class StudyRuns:
                 "runs": self._stored,
             }
             write_atomic(self._file, json.dumps(sealed(content), indent=1))
-        if not self.keep_checkpoints:
-            (folder / "checkpoints").rmtree(missing_ok=True)
+        (folder / "checkpoints").rmtree(missing_ok=True)
 
     def _is_done(self, run: StudyRun) -> bool:
         """Return whether a run has its result. Raises: UserError where it has other settings."""
         if run.name not in self._stored:
             return False
-        earlier, now = self._stored[run.name]["settings"], settings_of(run.config)
-        changed = sorted(
-            name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name)
-        )
+        changed = changed_settings(self._stored[run.name]["settings"], settings_of(run.config))
         if changed:
             raise UserError(
                 f"'{self._file}' holds the run '{run.name}' with other settings "
@@ -305,10 +297,16 @@ def settings_of(config: configs.Config) -> dict[str, Any]:
     settings = {}
     values = flatten(configs.to_dict(config))
     for name, value in values.items():
-        if not _is_bookkeeping(name):
+        if affects_of(name) not in ("bookkeeping", "compile"):
             settings[name] = value
     # As results.json will hold it: with lists for tuples.
     return json.loads(json.dumps(settings))
+
+
+def changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the values of `settings_of` in which two runs differ."""
+    names = earlier.keys() | now.keys()
+    return sorted(name for name in names if earlier.get(name) != now.get(name))
 
 
 def architecture(config: configs.Config, vocab_size: int) -> Architecture:
@@ -321,14 +319,6 @@ def architecture(config: configs.Config, vocab_size: int) -> Architecture:
 def run_tokens(config: configs.Config) -> int:
     """Return the tokens that a run reads."""
     return config.train.steps * config.train.batch * config.data.seq_len
-
-
-def _is_bookkeeping(name: str) -> bool:
-    """Return whether a field changes nothing in what a run computes."""
-    for field in FIELDS.values():
-        if f"{name}.".startswith(f"{field.name}."):
-            return field.affects in ("bookkeeping", "compile")
-    return False
 
 
 def _raise_first(futures: Sequence[Future]) -> None:

@@ -118,7 +118,7 @@ def differing_fields(then: dict, now: dict, affects: Sequence[str]) -> dict[str,
     """
     differences = {}
     for name in _differing(then, now):
-        if _affects(name) in affects:
+        if affects_of(name) in affects:
             differences[name] = f"{name} was {_value(then, name)} and is {_value(now, name)}"
     return differences
 
@@ -185,7 +185,7 @@ def check_identity(meta: dict, step: int, rows: Rows, tokenizer: str) -> None:
         )
 
 
-def _affects(name: str) -> str:
+def affects_of(name: str) -> str:
     """Return what a field affects, see config.fields.AFFECTS.
 
     Args:

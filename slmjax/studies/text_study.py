@@ -1,0 +1,73 @@
+"""What studies on text share: how they begin and end, parts of sources, and scores of sources."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from slmjax.config import Config
+from slmjax.data.prepare_stage import prepared_text
+from slmjax.data.prepared import Prepared
+from slmjax.errors import UserError
+from slmjax.parallel import hosts
+from slmjax.parallel.compiling import use_compile_cache
+from slmjax.studies.study_report import write_study_report
+from slmjax.studies.study_runs import StudyRuns
+from slmjax.studies.study_table import StudyTable
+
+
+def begin_text_study(config: Config, workdir: str, init_from: str) -> tuple[Config, Prepared]:
+    """Prepare the text of a study; return the config with its cache, and the text.
+
+    Raises: UserError for --init_from, and without sources.
+    """
+    if init_from:
+        raise UserError(f"--init_from: the stage {config.stage} trains its models from the start.")
+    if not config.data.sources:
+        raise UserError(
+            f"config.data.sources is empty; the stage {config.stage} needs text, such as "
+            "logic=textbook:logic,units=textbook:units."
+        )
+    use_compile_cache()
+    hosts.check_devices()
+    # All runs read the text that is prepared here.
+    cache = config.data.cache or str(epath.Path(workdir).parent / "prepared")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=cache))
+    return config, prepared_text(config.data, workdir)
+
+
+def end_text_study(
+    study: StudyRuns,
+    tables: Sequence[StudyTable],
+    sentences: Sequence[str],
+    figures: Sequence[str] = (),
+) -> None:
+    """Print what a study says, and write its report."""
+    for table in tables:
+        print(f"\n{table.title}\n\n{table.markdown()}")
+    print("\n" + "\n".join(sentences))
+    print(f"Report: {write_study_report(study, tables, sentences, figures)}")
+
+
+def read_in_part(
+    sources: Mapping[str, Any], names: Sequence[str], fraction: float, **changed: Any
+) -> dict[str, Any]:
+    """Return data.sources, of which the named ones are read in part.
+
+    Args:
+      fraction: of what each of them reads without it.
+      changed: more fields of the named ones.
+    """
+    parts = dict(sources)
+    for name in names:
+        entry = sources[name]
+        fields = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
+        parts[name] = {**fields, **changed, "fraction": fraction * fields.get("fraction", 1.0)}
+    return parts
+
+
+def source_bits(columns: Mapping[str, np.ndarray]) -> float:
+    """Return bits per byte of a source's documents, from their columns of heldout.npz."""
+    return float(columns["nats"].sum() / columns["bytes"].sum() / np.log(2))
