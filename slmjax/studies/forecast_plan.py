@@ -4,9 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
-from slmjax.config import Config, ForecastConfig
+from slmjax.config import Config, ForecastConfig, TrainConfig
 from slmjax.data.prepared import Prepared
 from slmjax.errors import UserError
 from slmjax.models.architecture import vocab_rows
@@ -15,11 +13,14 @@ from slmjax.studies.ladder_batches import ladder_batch
 from slmjax.studies.study_runs import StudyRun
 from slmjax.studies.text_study import read_in_part
 from slmjax.text.sources import parse_sources
+from slmjax.train import schedule
 from slmjax.train.transfer import transfer
 
 # The part of the text that is read is this much larger than the tokens that are asked for: which
 # documents belong to it is decided by chance, and no document should be read twice.
 SPARE = 1.02
+# A learning rate below this share of the peak counts as decayed: a cosine ends at a tenth.
+DECAYED = 0.11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ def plan_rungs(
 
     Args:
       devices: of this host, over which the rows of a batch can be split.
-    Raises: UserError for fewer than three sizes, sizes that are not below the target, and what
-      `reshape` and `ladder_batch` refuse.
+    Raises: UserError for fewer than three sizes, sizes that are not below the target, a learning
+      rate that does not decay, and what `reshape` and `ladder_batch` refuse.
     """
     settings = config.forecast
     sizes = sorted(parse_params(size) for size in settings.sizes)
@@ -88,6 +89,11 @@ def _common_config(config: Config, prepared: Prepared, devices: int) -> Config:
         config.train, steps=length.steps, batch=length.rows, warmup=length.warmup
     )
     names = [source.name for source in parse_sources(config.data.sources) if source.weight != 0]
+    if not fully_decayed(train):
+        raise UserError(
+            f"config.train.decay is {train.decay:g}: over {train.steps} steps the learning rate "
+            "does not decay, and only decayed runs can be compared; use 0.2."
+        )
     all_tokens = sum(prepared.train[name].tokens for name in names)
     fraction = min(1.0, SPARE * length.tokens(config.data.seq_len) / all_tokens)
     sources = read_in_part(config.data.sources, names, fraction)
@@ -113,7 +119,6 @@ def _rung(common: Config, parameters: int, prepared: Prepared) -> Rung:
     return Rung(parameters, dataclasses.replace(common, **values))
 
 
-def heldout_identity(keys: Sequence[np.ndarray]) -> str:
-    """Return a short text that is the same for the same held-out documents."""
-    together = np.concatenate(keys)
-    return f"{len(together)} documents, {int(np.bitwise_xor.reduce(together)):016x}"
+def fully_decayed(train: TrainConfig) -> bool:
+    """Return whether the learning rate is at its lowest after the last step."""
+    return float(schedule.factor(train, train.steps)) <= DECAYED

@@ -8,6 +8,7 @@ and the same command compares.
 import dataclasses
 import datetime
 import json
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,24 +21,20 @@ from slmjax.models import sizes
 from slmjax.record import metrics as records
 from slmjax.record.comparison import Scores, load_run, read_scores
 from slmjax.studies.forecast_figure import compute_rule, forecast_figure
-from slmjax.studies.forecast_plan import heldout_identity, plan_rungs, rung_runs
+from slmjax.studies.forecast_plan import fully_decayed, plan_rungs, rung_runs
 from slmjax.studies.forecast_score import ForecastScore, forecast_table, score_forecast
 from slmjax.studies.ladder_runs import LadderRun, ladder_table
 from slmjax.studies.scaling_forecast import Forecast, make_forecast, write_forecast
-from slmjax.studies.study_runs import (
-    StudyRuns,
-    StudyStopped,
-    architecture,
-    changed_settings,
-    run_tokens,
-    settings_of,
+from slmjax.studies.study_results import changed_settings, settings_of
+from slmjax.studies.study_runs import StudyRuns, StudyStopped, architecture, run_tokens
+from slmjax.studies.text_study import (
+    begin_text_study,
+    end_text_study,
+    heldout_identity,
+    scored_sources,
+    source_bits,
 )
-from slmjax.studies.text_study import begin_text_study, end_text_study, source_bits
 from slmjax.text.files import write_atomic
-from slmjax.train import schedule
-
-# A learning rate below this share of the peak counts as decayed: a cosine ends at a tenth.
-DECAYED = 0.11
 
 
 def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: str = "") -> int:
@@ -50,6 +47,7 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
     folder = epath.Path(workdir)
     vocab_size = prepared.tokenizer.vocab_size
     rungs, target = plan_rungs(config, prepared, jax.local_device_count())
+    basket = scored_sources("config.forecast.basket", config.forecast.basket, prepared)
     # What `measured` says must not change the study's own config.
     unmeasured = dataclasses.replace(config.forecast, measured=())
     study = StudyRuns(
@@ -70,7 +68,6 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
         if results[run.name]["diverged"]:
             raise UserError(f"the run '{run.name}' diverged: {results[run.name]['diverged']}")
         scores = read_scores(study.scores_file(run.name).read_bytes())
-        basket = config.forecast.basket
         finished.append(ladder_run(run.name, run.config, scores, basket, vocab_size))
     parameters = sizes.parameters(architecture(target.config, vocab_size)).total
     forecast = make_forecast(finished, parameters, run_tokens(target.config))
@@ -78,7 +75,9 @@ def run_forecast(config: Config, workdir: str, *, init_from: str = "", command: 
     write_atomic(folder / "target.json", configs.to_json(target.config))
     score = None
     if config.forecast.measured:
-        score = measured_score(config, target.config, forecast, vocab_size)
+        score = measured_score(
+            config.forecast.measured, target.config, forecast, basket, vocab_size
+        )
     tables = [forecast_table(forecast, score), ladder_table(forecast.runs)]
     sentences = [compute_rule(forecast)]
     if score is None:
@@ -96,20 +95,15 @@ def ladder_run(
 ) -> LadderRun:
     """Return what the fits need of a finished run.
 
-    Its loss is the mean over sources of bits per byte.
-    Raises: UserError for a source of the basket without held-out text.
+    Its loss is the mean over the basket's sources of bits per byte.
     """
-    for source in basket:
-        if source not in scores:
-            raise UserError(f"config.forecast.basket: no held-out text of '{source}'.")
     bits, keys = [], []
-    for source in basket or sorted(scores):
+    for source in basket:
         columns = scores[source]
         bits.append(source_bits(columns))
         keys.append(columns["keys"])
     arch = architecture(config, vocab_size)
     parameters = sizes.parameters(arch)
-    train = config.train
     return LadderRun(
         name=name,
         parameters=parameters.total,
@@ -119,27 +113,35 @@ def ladder_run(
         seed=config.seed,
         loss=float(np.mean(bits)),
         heldout=heldout_identity(keys),
-        fully_decayed=float(schedule.factor(train, train.steps)) <= DECAYED,
+        fully_decayed=fully_decayed(config.train),
     )
 
 
 def measured_score(
-    config: Config, target: Config, forecast: Forecast, vocab_size: int
+    workdirs: Sequence[str],
+    target: Config,
+    forecast: Forecast,
+    basket: tuple[str, ...],
+    vocab_size: int,
 ) -> ForecastScore:
     """Return the forecast next to the target's runs.
 
+    Args:
+      workdirs: of the target's runs.
+      target: the config that they must have, but for the seed.
+      basket: sources whose bits per byte are the loss.
     Raises: UserError where a run is not finished or is no run of the target, and what
       `score_forecast` refuses.
     """
     runs, starts = [], []
-    for workdir in config.forecast.measured:
+    for workdir in workdirs:
         run = load_run(workdir, workdir)
         values = configs.from_dict(json.loads((epath.Path(workdir) / "config.json").read_text()))
         own = configs.freeze(values)
         _check_target(workdir, own, target)
         if not any(e["step"] == own.train.steps for e in records.events(run.records, "finish")):
             raise UserError(f"config.forecast.measured: the run '{workdir}' is not finished.")
-        runs.append(ladder_run(workdir, own, run.heldout, config.forecast.basket, vocab_size))
+        runs.append(ladder_run(workdir, own, run.heldout, basket, vocab_size))
         started = records.events(run.records, "start")[0]["time"]
         starts.append(datetime.datetime.fromtimestamp(started, datetime.UTC))
     return score_forecast(forecast, runs, min(starts))

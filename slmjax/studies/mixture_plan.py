@@ -14,7 +14,7 @@ from slmjax.errors import UserError, nearest
 from slmjax.studies.mixture_file import read_weights
 from slmjax.studies.mixture_limits import Limits, mixture_limits, natural_shares, proxy_mixtures
 from slmjax.studies.study_runs import StudyRun, run_tokens
-from slmjax.studies.text_study import read_in_part
+from slmjax.studies.text_study import read_in_part, scored_sources
 from slmjax.text.sources import parse_sources
 
 # A mixture's name is part of the names of its runs' folders.
@@ -81,7 +81,7 @@ def plan_mixtures(config: Config, prepared: Prepared) -> MixturePlan:
         digits = len(str(len(drawn) - 1))
         for number, mixture in enumerate(drawn):
             mixtures[f"mixture-{number:0{digits}}"] = mixture
-    basket = _basket(settings, prepared)
+    basket = scored_sources("config.mixture.basket", settings.basket, prepared)
     return MixturePlan(tuple(domains), tokens, budget, limits, mixtures, basket)
 
 
@@ -152,17 +152,3 @@ def proxy_config(
         # Its defaults: a run has no part of the study's settings.
         mixture=MixtureConfig(),
     )
-
-
-def _basket(settings: MixtureConfig, prepared: Prepared) -> tuple[str, ...]:
-    """Return the sources whose held-out text is scored. Raises: UserError, see `plan_mixtures`."""
-    with_text = [name for name, shards in prepared.heldout.items() if len(shards)]
-    for name in settings.basket:
-        if name not in with_text:
-            raise UserError(
-                f"config.mixture.basket: no held-out text of '{name}'; there is some of "
-                f"{', '.join(with_text)}.{nearest(name, with_text)}"
-            )
-    if not with_text:
-        raise UserError("config.data.heldout: a mixture study needs held-out text; found none.")
-    return settings.basket or tuple(with_text)

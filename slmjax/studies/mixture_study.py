@@ -22,7 +22,12 @@ from slmjax.studies.mixture_fit import Proxies
 from slmjax.studies.mixture_plan import MixturePlan, plan_mixtures, proxy_runs
 from slmjax.studies.study_runs import StudyRuns, StudyStopped
 from slmjax.studies.study_table import StudyTable
-from slmjax.studies.text_study import begin_text_study, end_text_study, source_bits
+from slmjax.studies.text_study import (
+    begin_text_study,
+    end_text_study,
+    heldout_identity,
+    source_bits,
+)
 
 # Documents are halved by another hash than the one that chooses a part of a source.
 HALF_SALT = np.uint64(0x9E6C63D0876A9A35)
@@ -59,6 +64,7 @@ def run_mixture(config: Config, workdir: str, *, init_from: str = "", command: s
     for name in results:
         heldout = read_scores(study.scores_file(name).read_bytes())
         scores[name] = chosen_documents(heldout, plan.basket, config.mixture.documents)
+    check_same_documents(scores)
     if config.mixture.mixtures:
         tables = [comparison_table(plan, scores, config.mixture.seeds)]
         sentences = [
@@ -101,6 +107,21 @@ def chosen_documents(scores: Scores, basket: Sequence[str], documents: str) -> S
             )
         chosen[source] = {name: column[kept] for name, column in columns.items()}
     return chosen
+
+
+def check_same_documents(scores: Mapping[str, Scores]) -> None:
+    """Raises: UserError where a run was scored on other documents than the first run."""
+    identities = {}
+    for name, sources in scores.items():
+        identities[name] = heldout_identity([columns["keys"] for columns in sources.values()])
+    first = next(iter(identities))
+    for name, identity in identities.items():
+        if identity != identities[first]:
+            raise UserError(
+                f"the run '{name}' was scored on {identity}, and '{first}' on "
+                f"{identities[first]}: config.eval.tokens must be the same for all; use another "
+                "--workdir."
+            )
 
 
 def mixture_losses(

@@ -8,12 +8,10 @@ that was stopped, or whose runs were deleted, goes on from these files alone.
 import contextlib
 import dataclasses
 import io
-import json
 import queue
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -27,15 +25,14 @@ from slmjax.models import sizes
 from slmjax.models.architecture import Architecture
 from slmjax.models.resolve import resolve
 from slmjax.parallel.mesh import make_mesh
-from slmjax.readable import count, duration, flatten, said_if_long
+from slmjax.readable import said_if_long
 from slmjax.record import metrics as records
-from slmjax.text.files import seal_is_broken, sealed, write_atomic
+from slmjax.studies.study_progress import StudyProgress
+from slmjax.studies.study_results import StudyResults
+from slmjax.text.claims import claimed
+from slmjax.text.files import write_atomic
 from slmjax.train import run as training
 from slmjax.train.leave import Leave
-from slmjax.train.resume import affects_of
-
-# Version of results.json.
-FORMAT = 1
 
 
 class StudyRun(NamedTuple):
@@ -61,12 +58,10 @@ class StudyRuns:
 
     Args:
       folder: the study's work directory, local or gs://.
-      config: of the study. It is written to config.json at once.
+      config: of the study. It is written to config.json when runs are trained.
       identity: what decides results besides the configs, such as the fingerprint of the text.
       vocab_size: tokens of the runs' vocabulary, for their cost.
       command: the launcher's command, for the records.
-    Attributes: results, {name: result}. A result has "diverged" (why training gave up, or ""),
-      "metrics" (the values after the last step), "seconds" of training, and what `read` adds.
     Raises: UserError where results.json cannot be read, or is of another text or a newer format.
     """
 
@@ -80,18 +75,23 @@ class StudyRuns:
         command: str = "",
     ):
         self.folder = folder
+        self.config = config
         self.vocab_size = vocab_size
         self.command = command
-        self._identity = identity
-        self._file = folder / "results.json"
-        self._lock = threading.Lock()
-        self._stored = self._read_stored()
-        self.results = {name: stored["result"] for name, stored in self._stored.items()}
-        write_atomic(folder / "config.json", configs.to_json(config))
+        self._results = StudyResults(folder, identity, command)
+
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """{name: result} of the runs that have one.
+
+        A result has "diverged" (why training gave up, or ""), "metrics" (the values after the last
+        step), "seconds" of training, and what `train` was told to read.
+        """
+        return self._results.all()
 
     def scores_file(self, name: str) -> epath.Path:
         """Return the file of a run's scores of held-out documents; only runs on text have one."""
-        return self.folder / "scores" / f"{name}.npz"
+        return self._results.scores_file(name)
 
     def run_folder(self, name: str) -> epath.Path:
         """Return the work directory of a run."""
@@ -105,23 +105,31 @@ class StudyRuns:
         """Train the runs that have no result yet; return the results of all of them by name.
 
         Runs go side by side where this host has devices for several: config.mesh says how many
-        devices a run takes, 1 where it does not say.
+        devices a run takes, 1 where it does not say. A finished run whose scores are lost is
+        trained again.
 
         Args:
           read: returns what a result has besides its metrics, from the records of a finished run.
-        Raises: StudyStopped where a signal asked to stop; UserError where a run cannot be trained,
-          and where results.json has a run of this name with other settings.
+        Raises: StudyStopped where a signal asked to stop; UserError where a run cannot be trained
+          or another process trains it, and where the folder has a run of this name with other
+          settings.
         """
-        waiting = [run for run in runs if not self._is_done(run)]
+        waiting = []
+        for run in runs:
+            scores = self.run_folder(run.name) / "heldout.npz"
+            if not self._results.has(run.name, run.config, scores):
+                waiting.append(run)
+        write_atomic(self.folder / "config.json", configs.to_json(self.config))
         if waiting:
             self._train_waiting(waiting, len(runs), read)
-        return {run.name: self.results[run.name] for run in runs}
+        results = self.results
+        return {run.name: results[run.name] for run in runs}
 
     def _train_waiting(
         self, waiting: Sequence[StudyRun], total: int, read: Callable[[records.Records], dict]
     ) -> None:
         lanes = device_lanes(waiting[0].config)
-        progress = _StudyProgress(
+        progress = StudyProgress(
             {run.name: self._flops(run) for run in waiting}, total, len(lanes), sys.stdout
         )
         progress.print_cost(sum(run_tokens(run.config) for run in waiting))
@@ -135,9 +143,10 @@ class StudyRuns:
             lane = free_lanes.get()
             try:
                 self._train_one(run, lane, leave, read, progress)
-            except BaseException:
+            except BaseException as error:
                 # The others save and leave, instead of going on for hours.
                 leave.asked = True
+                error.add_note(f"in the run '{run.name}' of the study '{self.folder}'")
                 raise
             finally:
                 free_lanes.put(lane)
@@ -160,86 +169,39 @@ class StudyRuns:
         devices: Sequence[jax.Device],
         leave: Leave,
         read: Callable[[records.Records], dict],
-        progress: "_StudyProgress",
+        progress: StudyProgress,
     ) -> None:
         folder = self.run_folder(run.name)
         began = time.time()
         refused = ""
         with said_if_long(f"training {run.name}", say=progress.say):
             try:
-                training.run_train(
-                    run.config,
-                    str(folder),
-                    command=self.command,
-                    began=began,
-                    devices=devices,
-                    leave=leave,
-                )
+                # A study in a bucket is not claimed as a whole.
+                with claimed(str(folder)) as claim:
+                    training.run_train(
+                        run.config,
+                        str(folder),
+                        command=self.command,
+                        began=began,
+                        claim=claim,
+                        devices=devices,
+                        leave=leave,
+                    )
             except UserError as error:
                 refused = str(error)
         past = records.read(folder)
+        # A run that diverges ends with a UserError too, but this session's records say so. Those of
+        # an earlier session may be of other settings.
+        if refused and not any(e["time"] >= began for e in records.events(past, "stopped")):
+            raise UserError(f"the run '{run.name}': {refused}")
         result = recorded_result(past, run.config.train.steps)
         if result is None:
-            # A run that diverges ends with a UserError too, but its records say so.
-            if refused:
-                raise UserError(f"the run '{run.name}': {refused}")
             return  # it was asked to leave
         result |= read(past) if not result["diverged"] else {}
-        self._keep(run, folder, result)
-        progress.finished(run.name, result, time.time() - began)
-
-    def _keep(self, run: StudyRun, folder: epath.Path, result: dict[str, Any]) -> None:
-        """Store a run's result and scores, and remove its checkpoints, which no result needs."""
-        scores = folder / "heldout.npz"
-        if scores.exists():
-            write_atomic(self.scores_file(run.name), scores.read_bytes())
-        with self._lock:
-            self._stored[run.name] = {"settings": settings_of(run.config), "result": result}
-            self.results[run.name] = result
-            content = {
-                "format": FORMAT,
-                "identity": self._identity,
-                "device": jax.devices()[0].device_kind,
-                "command": self.command,
-                "runs": self._stored,
-            }
-            write_atomic(self._file, json.dumps(sealed(content), indent=1))
+        self._results.keep(run.name, run.config, result, folder / "heldout.npz")
+        # No result needs them.
         (folder / "checkpoints").rmtree(missing_ok=True)
-
-    def _is_done(self, run: StudyRun) -> bool:
-        """Return whether a run has its result. Raises: UserError where it has other settings."""
-        if run.name not in self._stored:
-            return False
-        changed = changed_settings(self._stored[run.name]["settings"], settings_of(run.config))
-        if changed:
-            raise UserError(
-                f"'{self._file}' holds the run '{run.name}' with other settings "
-                f"({', '.join(changed)}); use another --workdir."
-            )
-        return True
-
-    def _read_stored(self) -> dict[str, dict[str, Any]]:
-        if not self._file.exists():
-            return {}
-        try:
-            content = json.loads(self._file.read_text())
-            if "seal" not in content or seal_is_broken(content):
-                raise ValueError("it was changed after it was written")
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']!r} instead of {FORMAT}")
-            identity, stored = content["identity"], dict(content["runs"])
-            for entry in stored.values():
-                dict(entry["settings"])
-                dict(entry["result"]["metrics"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            advice = "remove it or use another --workdir"
-            raise UserError(f"'{self._file}' cannot be read ({error!r}); {advice}.") from error
-        if identity != self._identity:
-            raise UserError(
-                f"'{self._file}' holds runs on other text or with another tokenizer; use another "
-                "--workdir."
-            )
-        return stored
+        progress.finished(run.name, result, time.time() - began)
 
     def _flops(self, run: StudyRun) -> float:
         """Return the FLOPs of a run's matrix products."""
@@ -292,23 +254,6 @@ def recorded_result(past: records.Records, steps: int) -> dict[str, Any] | None:
     return result
 
 
-def settings_of(config: configs.Config) -> dict[str, Any]:
-    """Return the values of a run's config that decide its result, by dotted name."""
-    settings = {}
-    values = flatten(configs.to_dict(config))
-    for name, value in values.items():
-        if affects_of(name) not in ("bookkeeping", "compile"):
-            settings[name] = value
-    # As results.json will hold it: with lists for tuples.
-    return json.loads(json.dumps(settings))
-
-
-def changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of the values of `settings_of` in which two runs differ."""
-    names = earlier.keys() | now.keys()
-    return sorted(name for name in names if earlier.get(name) != now.get(name))
-
-
 def architecture(config: configs.Config, vocab_size: int) -> Architecture:
     """Return the architecture of a run, for counting: its sizes are those of the whole model."""
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
@@ -326,54 +271,3 @@ def _raise_first(futures: Sequence[Future]) -> None:
     for future in futures:
         if error := future.exception():
             raise error
-
-
-class _StudyProgress:
-    """Prints what a study costs before it starts, and a line after each run.
-
-    Args:
-      flops: {name: FLOPs} of the runs that are trained now.
-      total: number of runs, those that are finished among them.
-      lanes: runs that train at a time.
-      terminal: where lines go, also while standard output is redirected.
-    """
-
-    def __init__(self, flops: Mapping[str, float], total: int, lanes: int, terminal: Any):
-        self._flops = flops
-        self._total = total
-        self._lanes = lanes
-        self._terminal = terminal
-        self._began = time.monotonic()
-        self._finished: list[str] = []
-        self._lock = threading.Lock()
-
-    def say(self, line: str) -> None:
-        print(line, file=self._terminal, flush=True)
-
-    def print_cost(self, tokens: int) -> None:
-        work = f"{count(tokens)} tokens, {sum(self._flops.values()):.3g} FLOPs"
-        done = self._total - len(self._flops)
-        before = f" ({done} more are finished)" if done else ""
-        side = f", {self._lanes} at a time" if self._lanes > 1 else ""
-        self.say(f"training {len(self._flops)} runs{side}: {work}{before}")
-
-    def finished(self, name: str, result: Mapping[str, Any], seconds: float) -> None:
-        """Print a finished run's line: its number, its result, its time, and the time left."""
-        with self._lock:
-            self._finished.append(name)
-            number = self._total - len(self._flops) + len(self._finished)
-            left = self._seconds_left()
-            outcome = f"diverged: {result['diverged']}" if result["diverged"] else ""
-            bits = result["metrics"].get("eval/bits_per_byte")
-            if bits is not None:
-                outcome = f"{bits:.4f} bits per byte"
-            self.say(
-                f"run {number} of {self._total}: {name}: {outcome or 'trained'}, "
-                f"{duration(seconds)}; {duration(left)} left"
-            )
-
-    def _seconds_left(self) -> float:
-        """Return the seconds until all runs are finished, by the FLOPs a second so far."""
-        done = sum(self._flops[name] for name in self._finished)
-        left = sum(self._flops.values()) - done
-        return left * (time.monotonic() - self._began) / done

@@ -10,7 +10,7 @@ from etils import epath
 from slmjax.config import Config
 from slmjax.data.prepare_stage import prepared_text
 from slmjax.data.prepared import Prepared
-from slmjax.errors import UserError
+from slmjax.errors import UserError, nearest
 from slmjax.parallel import hosts
 from slmjax.parallel.compiling import use_compile_cache
 from slmjax.studies.study_report import write_study_report
@@ -21,7 +21,7 @@ from slmjax.studies.study_table import StudyTable
 def begin_text_study(config: Config, workdir: str, init_from: str) -> tuple[Config, Prepared]:
     """Prepare the text of a study; return the config with its cache, and the text.
 
-    Raises: UserError for --init_from, and without sources.
+    Raises: UserError for --init_from, without sources, and with phases.
     """
     if init_from:
         raise UserError(f"--init_from: the stage {config.stage} trains its models from the start.")
@@ -29,6 +29,11 @@ def begin_text_study(config: Config, workdir: str, init_from: str) -> tuple[Conf
         raise UserError(
             f"config.data.sources is empty; the stage {config.stage} needs text, such as "
             "logic=textbook:logic,units=textbook:units."
+        )
+    if config.data.phases:
+        raise UserError(
+            f"config.data.phases: the stage {config.stage} sets mixture and learning rate of its "
+            "runs itself; leave the phases out."
         )
     use_compile_cache()
     hosts.check_devices()
@@ -68,6 +73,31 @@ def read_in_part(
     return parts
 
 
+def scored_sources(field: str, basket: Sequence[str], prepared: Prepared) -> tuple[str, ...]:
+    """Return the sources whose held-out text is scored: the basket, or all that have some.
+
+    Args:
+      field: the config field of the basket, for messages.
+    Raises: UserError without held-out text, or for a source of the basket without any.
+    """
+    with_text = [name for name, shards in prepared.heldout.items() if len(shards)]
+    if not with_text:
+        raise UserError("config.data.heldout: the study needs held-out text; found none.")
+    for name in basket:
+        if name not in with_text:
+            raise UserError(
+                f"{field}: no held-out text of '{name}'; there is some of {', '.join(with_text)}."
+                f"{nearest(name, with_text)}"
+            )
+    return tuple(basket or with_text)
+
+
 def source_bits(columns: Mapping[str, np.ndarray]) -> float:
     """Return bits per byte of a source's documents, from their columns of heldout.npz."""
     return float(columns["nats"].sum() / columns["bytes"].sum() / np.log(2))
+
+
+def heldout_identity(keys: Sequence[np.ndarray]) -> str:
+    """Return a short text that is the same for the same held-out documents."""
+    together = np.concatenate(keys)
+    return f"{len(together)} documents, {int(np.bitwise_xor.reduce(together)):016x}"

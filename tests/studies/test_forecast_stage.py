@@ -11,7 +11,8 @@ from slmjax import config as configs
 from slmjax import launch
 from slmjax.data.prepare_stage import prepared_text
 from slmjax.errors import UserError
-from slmjax.studies.forecast_plan import heldout_identity, plan_rungs, rung_runs
+from slmjax.studies.forecast_plan import plan_rungs, rung_runs
+from slmjax.studies.text_study import heldout_identity, scored_sources
 from tests.corpus import RECIPE, write_corpus
 from tests.studies.test_mixture_stage import config_of
 
@@ -107,12 +108,16 @@ def test_a_forecast_is_written_before_the_target_and_scored_after_it(words, tmp_
         ({"forecast__seeds": "()"}, "expected one run of each size or more"),
         ({"forecast__tokens": 10}, "less than one batch"),
         ({"forecast__sizes": "('45k','60k','many')"}, "expected a number of parameters"),
+        ({"train__decay": 0}, "over [0-9]+ steps the learning rate does not decay"),
+        ({"forecast__basket": "('a','c')"}, r"forecast\.basket: no held-out text of 'c'.* a, b"),
     ],
 )
-def test_a_ladder_that_makes_no_sense_is_refused(words, change, told):
+def test_a_ladder_that_makes_no_sense_is_refused_before_it_is_trained(words, change, told):
     config = config_of(words, **change)
+    prepared = prepared_text(config.data, "runs/x")
     with pytest.raises(UserError, match=told):
-        plan_rungs(config, prepared_text(config.data, "runs/x"), devices=1)
+        plan_rungs(config, prepared, devices=1)
+        scored_sources("config.forecast.basket", config.forecast.basket, prepared)
 
 
 def test_the_identity_of_held_out_documents_follows_the_documents_and_not_their_order():

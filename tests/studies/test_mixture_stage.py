@@ -1,5 +1,6 @@
 """The mixture study, end to end at the smallest size: a comparison, and a search with its weights file."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +14,8 @@ from slmjax.record.paired import Paired, bits_per_byte, bootstrap_mean
 from slmjax.studies import mixture_study
 from slmjax.studies.mixture_file import read_weights
 from slmjax.studies.mixture_plan import mixture_of, plan_mixtures, proxy_config, proxy_runs
-from slmjax.studies.mixture_study import chosen_documents
+from slmjax.studies.mixture_study import check_same_documents, chosen_documents
+from slmjax.studies.text_study import begin_text_study
 from tests.corpus import RECIPE, write_corpus
 
 DOMAINS = ("a", "b", "c")
@@ -159,7 +161,7 @@ def test_the_mean_over_sources_counts_every_source_the_same():
         ({"mixture__mixtures": {"x": {"a": "many"}}}, "expected numbers as weights"),
         ({"mixture__mixtures": {"x": 3}}, r"mixtures\.x is 3; expected"),
         ({"mixture__mixtures": {"x": "nowhere.json"}}, "nowhere.json"),
-        ({"mixture__basket": "('d',)"}, "no held-out text of 'd'"),
+        ({"mixture__basket": "('d',)"}, r"mixture\.basket: no held-out text of 'd'"),
         ({"mixture__target_tokens": 1}, "expected at least the 4,096 tokens of a proxy"),
         ({"mixture__fixed": {"d": 0.5}}, "fixed share of 'd'"),
         ({"mixture__target_tokens": 10**9}, "no mixture keeps the limits"),
@@ -169,6 +171,26 @@ def test_a_study_that_makes_no_sense_is_refused(words, change, told):
     config = config_of(words, **change)
     with pytest.raises(UserError, match=told):
         plan_mixtures(config, prepared_text(config.data, "runs/x"))
+
+
+@pytest.mark.parametrize("stage", ["mixture", "forecast"])
+def test_a_study_whose_config_has_phases_is_refused(stage, words):
+    phases = [{"until": 1.0, "rate": (1, 0)}]
+    config = config_of(words, data__phases=phases, train__schedule="phases")
+    told = f"config.data.phases: the stage {stage} sets mixture and learning rate"
+    with pytest.raises(UserError, match=told):
+        begin_text_study(dataclasses.replace(config, stage=stage), "runs/x", "")
+
+
+def test_runs_that_were_scored_on_different_documents_are_not_compared():
+    keys = np.arange(4, dtype=np.uint64)
+    scores = {"x-0": {"a": {"keys": keys}}, "x-1": {"a": {"keys": keys[::-1]}}}
+    check_same_documents(scores)
+    scores["y-0"] = {"a": {"keys": keys[:3]}}
+    with pytest.raises(
+        UserError, match=r"'y-0' was scored on 3 documents.* and 'x-0' on 4 documents"
+    ):
+        check_same_documents(scores)
 
 
 def test_weights_are_normalised():
