@@ -115,6 +115,10 @@ NOT_HERE = {
     "slmjax.chat": "a person, or runs that another page leaves; tests/test_chat.py has both",
     "--coordinator": "several machines; tests/parallel starts several processes",
     "configs/30m.py": "real text and a GPU",
+    "forecast.py:classroom": "real text and a GPU; tests/studies has the recipe",
+    "runs/classroom": "what that leaves",
+    "forecast.py:100m-tokens": "real text and a GPU; tests/studies has the recipe",
+    "documents=96000": "minutes; the same command with fewer documents is run",
     "configs/studies/mixers.py": "real text and a GPU; tests/studies has the recipe",
     "configs/studies/textbook.py": "real text and a GPU; tests/studies has the recipe",
     "runs/worth": "what that leaves",
@@ -142,6 +146,7 @@ SMALLER = {
     "--config.train.steps=400": "--config.train.steps=4",
     "--config.train.batch=64": "--config.train.batch=8",
     "--config.study.examples=4096": "--config.study.examples=64",
+    "--config.mixture.target_tokens=400_000": "--config.mixture.target_tokens=40_000",
 }
 
 
@@ -165,7 +170,7 @@ def small(words):
         # A forecast is for this very config.
         fields = []
     elif "studies/forecast.py" in recipe:
-        fields = ["forecast.tokens=6000", "train.decay=0.5", "mesh.data=8", "model.unroll=False"]
+        fields = ["forecast.tokens=6000", "train.decay=0.5", "model.unroll=False"]
     elif "studies/mixture.py" in recipe:
         fields += ["data.vocab_size=320", "data.heldout=0.2", "mesh.data=8"]
     elif "curate.py" in recipe:
@@ -194,6 +199,14 @@ def prose():
 FIRST = ["python", "-m", "slmjax.launch", "--config=configs/tiny.py"]
 
 
+def make_textbook_small(patch):
+    """The embedded textbook has few documents: preparing all of it would take most of the time."""
+    patch.setattr(embedded_text, "TRAIN_PER_KIND", 200)
+    patch.setattr(embedded_text, "HELDOUT_PER_KIND", 20)
+    patch.setattr(embedded_text, "TRAIN_CONVERSATIONS", 300)
+    patch.setattr(embedded_text, "HELDOUT_CONVERSATIONS", 30)
+
+
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory):
     """What the first command leaves, with which every page begins: runs/tiny and its text."""
@@ -201,6 +214,7 @@ def first_run(tmp_path_factory):
     (folder / "configs").symlink_to(ROOT / "configs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        make_textbook_small(patch)
         assert run_command(FIRST) == 0
     return folder / "runs"
 
@@ -237,8 +251,7 @@ def newcomer(tmp_path, monkeypatch, first_run):
     (tmp_path / "prompts.txt").write_text("On Monday\nAna has\n")
     write(tmp_path / "chats.jsonl", chats(60))
     write(tmp_path / "pairs.jsonl", pairs(60, prompts=30))
-    monkeypatch.setattr(embedded_text, "TRAIN_CONVERSATIONS", 300)
-    monkeypatch.setattr(embedded_text, "HELDOUT_CONVERSATIONS", 30)
+    make_textbook_small(monkeypatch)
     monkeypatch.setattr(mixture_study, "BOOTSTRAPS", 5)
     (tmp_path / "recipe.py").write_text(python_block("def get_config"))
     mine = ("class Mean", "class Calm(", "def read_csv")

@@ -11,8 +11,7 @@ from slmjax.models.architecture import vocab_rows
 from slmjax.models.choose_shape import parse_params, reshape
 from slmjax.studies.ladder_batches import ladder_batch
 from slmjax.studies.study_runs import StudyRun
-from slmjax.studies.text_study import read_in_part
-from slmjax.text.sources import parse_sources
+from slmjax.studies.text_study import domain_tokens, read_in_part
 from slmjax.train import schedule
 from slmjax.train.transfer import transfer
 
@@ -88,15 +87,14 @@ def _common_config(config: Config, prepared: Prepared, devices: int) -> Config:
     train = dataclasses.replace(
         config.train, steps=length.steps, batch=length.rows, warmup=length.warmup
     )
-    names = [source.name for source in parse_sources(config.data.sources) if source.weight != 0]
     if not fully_decayed(train):
         raise UserError(
             f"config.train.decay is {train.decay:g}: over {train.steps} steps the learning rate "
             "does not decay, and only decayed runs can be compared; use 0.2."
         )
-    all_tokens = sum(prepared.train[name].tokens for name in names)
-    fraction = min(1.0, SPARE * length.tokens(config.data.seq_len) / all_tokens)
-    sources = read_in_part(config.data.sources, names, fraction)
+    tokens = domain_tokens(config, prepared)
+    fraction = min(1.0, SPARE * length.tokens(config.data.seq_len) / sum(tokens.values()))
+    sources = read_in_part(config.data.sources, list(tokens), fraction)
     return dataclasses.replace(
         config,
         stage="train",

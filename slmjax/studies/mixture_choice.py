@@ -37,6 +37,8 @@ class MixtureChoice(NamedTuple):
     optima: [bootstraps, domains]; none for a comparison.
     scores: see `MixtureFit`.
     settings: the arguments importance, penalty, bootstraps and seed.
+    left_out: loss of each proxy as the others predict it.
+    predicted, predicted_natural: losses of the mixture, and of the natural one within the limits.
     """
 
     mixture: Float[np.ndarray, " domains"]
@@ -48,6 +50,9 @@ class MixtureChoice(NamedTuple):
     optima: Float[np.ndarray, "bootstraps domains"]
     scores: list[dict[str, Any]]
     settings: dict[str, Any]
+    left_out: Float[np.ndarray, " proxies"]
+    predicted: float
+    predicted_natural: float
 
 
 def choose_mixture(
@@ -90,10 +95,10 @@ def choose_mixture(
             f"bootstraps or more; found {len(natural)}, {penalty:g} and {bootstraps}."
         )
     fit = fit_mixture_losses(proxies)
+    natural = within_limits(limits, natural[None])[0]
     different = len(np.unique(proxies.weights, axis=0))
     if different < _needed(proxies):
-        return _best_proxy(proxies, limits, shares, fit.scores, settings)
-    natural = within_limits(limits, natural[None])[0]
+        return _best_proxy(proxies, limits, natural, shares, fit, settings)
     random = np.random.default_rng(seed)
     pool = dirichlet_mixtures(natural, CANDIDATES, random)
     pool = np.concatenate([natural[None], within_limits(limits, pool)])
@@ -111,16 +116,18 @@ def choose_mixture(
         f"optimum of the losses that {len(proxies.weights)} proxies predict; its loss is lower "
         f"than the natural mixture's with probability {better:.2f} ({bootstraps} bootstraps)"
     )
+    predicted = _predictions(fit, shares, mixture, natural)
     return MixtureChoice(
-        mixture, "optimum", sentence, low, high, better, optima, fit.scores, settings
+        mixture, "optimum", sentence, low, high, better, optima, fit.scores, settings, *predicted
     )
 
 
 def _best_proxy(
     proxies: Proxies,
     limits: Limits,
+    natural: np.ndarray,
     importance: np.ndarray,
-    scores: list[dict[str, Any]],
+    fit: MixtureFit,
     settings: dict[str, Any],
 ) -> MixtureChoice:
     """Return the proxy with the lowest loss among those that keep the limits."""
@@ -140,7 +147,18 @@ def _best_proxy(
     )
     mixture = within_limits(limits, proxies.weights[best][None])[0]
     none = np.empty((0, len(mixture)))
-    return MixtureChoice(mixture, "comparison", sentence, None, None, None, none, scores, settings)
+    predicted = _predictions(fit, importance, mixture, natural)
+    return MixtureChoice(
+        mixture, "comparison", sentence, None, None, None, none, fit.scores, settings, *predicted
+    )
+
+
+def _predictions(
+    fit: MixtureFit, importance: np.ndarray, mixture: np.ndarray, natural: np.ndarray
+) -> tuple[np.ndarray, float, float]:
+    """Return (loss of each proxy as the others predict it, of the mixture, of the natural one)."""
+    chosen, of_natural = fit.predict(np.stack([mixture, natural])) @ importance
+    return fit.left_out() @ importance, float(chosen), float(of_natural)
 
 
 def _needed(proxies: Proxies) -> int:

@@ -58,6 +58,13 @@ class MixtureFit(NamedTuple):
             total = total + share * regressor.predict(mixtures)
         return total
 
+    def left_out(self) -> Float[np.ndarray, "n targets"]:
+        """Return the losses of the proxies, each as the other proxies predict it."""
+        total = 0.0
+        for share, regressor in zip(self.shares, self.regressors.values(), strict=True):
+            total = total + share * regressor.left_out
+        return total
+
     def refit(self, proxies: Proxies) -> "MixtureFit":
         """Return the same regressors with the same settings and shares, fitted to other proxies."""
         regressors = {}

@@ -14,8 +14,7 @@ from slmjax.errors import UserError, nearest
 from slmjax.studies.mixture_file import read_weights
 from slmjax.studies.mixture_limits import Limits, mixture_limits, natural_shares, proxy_mixtures
 from slmjax.studies.study_runs import StudyRun, run_tokens
-from slmjax.studies.text_study import read_in_part, scored_sources
-from slmjax.text.sources import parse_sources
+from slmjax.studies.text_study import domain_tokens, read_in_part, scored_sources
 
 # A mixture's name is part of the names of its runs' folders.
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_. -]*"
@@ -52,11 +51,9 @@ def plan_mixtures(config: Config, prepared: Prepared) -> MixturePlan:
       in the basket, and limits that no mixture keeps.
     """
     settings = config.mixture
-    domains = []
-    for source in parse_sources(config.data.sources):
-        if source.weight != 0:
-            domains.append(source.name)
-    tokens = np.array([float(prepared.train[name].tokens) for name in domains])
+    by_domain = domain_tokens(config, prepared)
+    domains = list(by_domain)
+    tokens = np.array(list(by_domain.values()))
     of_proxy = run_tokens(config)
     budget = settings.target_tokens or of_proxy
     if budget < of_proxy:

@@ -15,8 +15,9 @@ from slmjax.config import Config
 from slmjax.data.shard_part import is_kept
 from slmjax.errors import UserError
 from slmjax.record.comparison import Scores, read_scores
-from slmjax.record.paired import Difference, Paired, bits_per_byte, bootstrap_mean, pair
 from slmjax.studies.mixture_choice import BOOTSTRAPS, MixtureChoice, choose_mixture
+from slmjax.studies.mixture_comparison import compare_mixtures, comparison_table
+from slmjax.studies.mixture_figure import comparison_figure, search_figure
 from slmjax.studies.mixture_file import write_weights
 from slmjax.studies.mixture_fit import Proxies
 from slmjax.studies.mixture_plan import MixturePlan, plan_mixtures, proxy_runs
@@ -65,8 +66,12 @@ def run_mixture(config: Config, workdir: str, *, init_from: str = "", command: s
         heldout = read_scores(study.scores_file(name).read_bytes())
         scores[name] = chosen_documents(heldout, plan.basket, config.mixture.documents)
     check_same_documents(scores)
+    figures = []
     if config.mixture.mixtures:
-        tables = [comparison_table(plan, scores, config.mixture.seeds)]
+        comparison = compare_mixtures(plan, scores, config.mixture.seeds)
+        tables = [comparison_table(comparison)]
+        if len(comparison.mixtures) > 1:
+            figures.append(comparison_figure(comparison))
         sentences = [
             "This compares the mixtures that were tried. It is not an optimum over others."
         ]
@@ -81,7 +86,8 @@ def run_mixture(config: Config, workdir: str, *, init_from: str = "", command: s
         write_weights(file, choice, proxies, plan.limits, plan.natural)
         tables = [weights_table(plan, choice), regressor_table(choice)]
         sentences = [f"{choice.sentence}.", f"Weights: {file}"]
-    end_text_study(study, tables, sentences)
+        figures.append(search_figure(choice, losses.mean(1)))
+    end_text_study(study, tables, sentences, figures)
     return 0
 
 
@@ -138,41 +144,6 @@ def mixture_losses(
     return np.array(rows)
 
 
-def comparison_table(plan: MixturePlan, scores: Mapping[str, Scores], seeds: int) -> StudyTable:
-    """Return a row for each mixture: bits per byte, and the difference to the first mixture."""
-    paired = pair(list(scores.values()))
-    groups = []
-    for number in range(len(plan.mixtures)):
-        groups.append(list(range(number * seeds, (number + 1) * seeds)))
-    differences = bootstrap_mean(paired, groups)
-    sources = {name: bits_per_byte(paired, name) for name in plan.basket}
-    mean = np.mean(list(sources.values()), 0)  # [runs]
-    first = next(iter(plan.mixtures))
-    rows = []
-    for name, members, difference in zip(plan.mixtures, groups, differences, strict=True):
-        spread = f"{mean[members].mean():.4f}"
-        if seeds > 1:
-            spread += f" ± {mean[members].std(ddof=1):.4f}"
-        cells = ["", ""]
-        if name != first:
-            interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
-            cells = [f"{difference.value:+.4f} ({interval})", verdict(difference, seeds)]
-        of_sources = [f"{bits[members].mean():.4f}" for bits in sources.values()]
-        rows.append([name, spread, *cells, *of_sources])
-    head = ["mixture", "bits per byte", f"minus {first} (95 %)", "", *plan.basket]
-    return StudyTable(_comparison_title(paired, seeds), head, rows)
-
-
-def verdict(difference: Difference, seeds: int) -> str:
-    """Return in words what a difference says: fewer bits are better."""
-    if difference.low <= 0 <= difference.high:
-        return "not distinguishable"
-    word = "better" if difference.value < 0 else "worse"
-    if seeds == 1:
-        return f"{word}, but the noise of seeds is not in the interval"
-    return word
-
-
 def weights_table(plan: MixturePlan, choice: MixtureChoice) -> StudyTable:
     """Return a row for each domain: its natural and its chosen share, and how often it is read."""
     rows = []
@@ -197,8 +168,3 @@ def regressor_table(choice: MixtureChoice) -> StudyTable:
         rows.append([score["regressor"], score["target"], *cells])
     head = ["regressor", "target", "error", "rank correlation", "share"]
     return StudyTable("Leave-one-out on the proxies", head, rows)
-
-
-def _comparison_title(paired: Paired, seeds: int) -> str:
-    runs = "one seed" if seeds == 1 else f"{seeds} seeds"
-    return f"Held-out bits per byte, mean over sources, {paired.documents} documents, {runs}"

@@ -16,6 +16,7 @@ from slmjax.parallel.compiling import use_compile_cache
 from slmjax.studies.study_report import write_study_report
 from slmjax.studies.study_runs import StudyRuns
 from slmjax.studies.study_table import StudyTable
+from slmjax.text.sources import parse_sources
 
 
 def begin_text_study(config: Config, workdir: str, init_from: str) -> tuple[Config, Prepared]:
@@ -54,6 +55,18 @@ def end_text_study(
         print(f"\n{table.title}\n\n{table.markdown()}")
     print("\n" + "\n".join(sentences))
     print(f"Report: {write_study_report(study, tables, sentences, figures)}")
+
+
+def domain_tokens(config: Config, prepared: Prepared) -> dict[str, float]:
+    """Return {source: its training tokens} of those with a weight other than 0.
+
+    Of a source with a fraction, these are the tokens of that part, on average.
+    """
+    tokens = {}
+    for source in parse_sources(config.data.sources):
+        if source.weight != 0:
+            tokens[source.name] = prepared.train[source.name].tokens * source.fraction
+    return tokens
 
 
 def read_in_part(

@@ -13,7 +13,7 @@ from slmjax.data.prepare_stage import prepared_text
 from slmjax.errors import UserError
 from slmjax.studies.forecast_plan import plan_rungs, rung_runs
 from slmjax.studies.text_study import heldout_identity, scored_sources
-from tests.corpus import RECIPE, write_corpus
+from tests.corpus import RECIPE, ROOT, write_corpus
 from tests.studies.test_mixture_stage import config_of
 
 SIZES = "('45k','60k','80k')"
@@ -60,6 +60,12 @@ def test_all_rungs_share_text_batch_and_warmup_and_differ_in_size(words):
         fractions = [source["fraction"] for source in each.data.sources.values()]
         expected = 1.02 * train.steps * train.batch * 64 / tokens
         assert fractions == pytest.approx([min(1, expected)] * 2)
+    # Of half of a source, twice the part is read for as many tokens.
+    sources = {name: {**entry, "fraction": 0.5} for name, entry in config.data.sources.items()}
+    halves = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
+    _, of_halves = plan_rungs(halves, prepared, devices=8)
+    fraction = of_halves.config.data.sources["a"]["fraction"]
+    assert fraction == pytest.approx(min(0.5, expected)) and expected < 1
     # Rates follow the width.
     widths = [each.model.width for each in every]
     rates = [each.model.multipliers.get("matrix", {}).get("lr", 1.0) for each in every]
@@ -132,3 +138,27 @@ def test_a_config_of_a_forecast_has_no_part_in_its_runs(words):
     run = rungs[0][0].config
     assert run.stage == "train" and "forecast" not in configs.to_dict(run)
     assert dataclasses.replace(config.forecast, tokens=1) != run.forecast
+
+
+@pytest.mark.parametrize("part, rungs", [("classroom", 4), ("100m-tokens", 8)])
+def test_a_ladder_on_real_text_is_scored_on_the_real_domains_alone(
+    part, rungs, tmp_path, monkeypatch
+):
+    for domain in ("books", "textbooks", "math", "docs", "code", "reference"):
+        (tmp_path / "pretrain" / domain).mkdir(parents=True)
+    monkeypatch.setenv("SLMJAX_SHARED", str(tmp_path))
+    thirty, config = (
+        configs.freeze(configs.load_recipe(str(ROOT / "configs" / name)))
+        for name in ("30m.py", f"studies/forecast.py:{part}")
+    )
+    assert set(config.forecast.basket) == set(thirty.data.sources)
+    for name, source in thirty.data.sources.items():
+        assert config.data.sources[name] == source
+    assert config.data.group_by == thirty.data.group_by
+    assert config.data.heldout == thirty.data.heldout
+    # What fills up is trained on alone.
+    others = set(config.data.sources) - set(thirty.data.sources)
+    assert all(config.data.sources[name]["heldout"] == 0 for name in others)
+    # Every size is a run, and the seeds are those of the smaller ones.
+    seeds = [*config.forecast.seeds, *[1] * 5][: len(config.forecast.sizes)]
+    assert sum(seeds) == rungs
