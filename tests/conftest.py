@@ -83,6 +83,15 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
 
 
+@pytest.fixture(scope="module")
+def without_reports():
+    """Runs write no report: reports have tests of their own, and each costs a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("loop", "run"):
+            patch.setattr(f"slmjax.train.{module}.write_report", lambda *_, **__: "report.html")
+        yield
+
+
 @pytest.fixture(scope="session")
 def undisturbed(corpus, tmp_path_factory):
     """The work directory of a finished run of the smallest recipe; tests read it or copy it."""

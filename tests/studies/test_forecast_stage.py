@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.corpus import RECIPE, ROOT, write_corpus
 from tests.studies.test_mixture_stage import config_of
 
 SIZES = "('45k','60k','80k')"
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,10 @@ def test_a_forecast_is_written_before_the_target_and_scored_after_it(words, tmp_
     measured = f"--config.forecast.measured=('{tmp_path / 'target'}',)"
     other = f"--config.forecast.measured=('{tmp_path / 'other'}',)"
     assert launch.main([target, f"--workdir={tmp_path / 'target'}"]) == 0
-    assert launch.main([target, f"--workdir={tmp_path / 'other'}", "--config.train.lr=0.02"]) == 0
+    shutil.copytree(tmp_path / "target", tmp_path / "other")
+    changed = json.loads((tmp_path / "target" / "config.json").read_text())
+    changed["train"]["lr"] = 0.02
+    (tmp_path / "other" / "config.json").write_text(json.dumps(changed))
     capsys.readouterr()
     before = (tmp_path / "study" / "forecast.json").read_bytes()
     assert launch.main([*study, measured]) == 0

@@ -19,6 +19,7 @@ from slmjax.studies.text_study import begin_text_study
 from tests.corpus import RECIPE, write_corpus
 
 DOMAINS = ("a", "b", "c")
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def config_of(words, **fields):
 
 
 @pytest.fixture(scope="module")
-def searched(words, tmp_path_factory):
+def searched(words, tmp_path_factory, without_reports):
     """The work directory of a search with five proxies."""
     workdir = tmp_path_factory.mktemp("search")
     with pytest.MonkeyPatch.context() as patch:
@@ -71,6 +72,7 @@ def test_a_search_writes_weights_that_a_comparison_reads(words, searched, tmp_pa
     assert sorted(results) == [f"mixture-{number}-0" for number in range(5)]
     report = (searched / "report.html").read_text()
     assert "Leave-one-out on the proxies" in report and "<td>scored</td>" in report
+    assert "chosen mixture, predicted" in report
     mixtures = {"natural": "natural", "chosen": str(searched / "weights.json"), "first": {"a": 2}}
     compared = [
         *words,
@@ -84,6 +86,7 @@ def test_a_search_writes_weights_that_a_comparison_reads(words, searched, tmp_pa
     lines = [line.split("|")[1].strip() for line in printed.splitlines() if line[:1] == "|"]
     assert lines == ["mixture", "---", "natural", "chosen", "first"]
     assert "minus natural (95 %)" in printed and "not an optimum" in printed
+    assert ">mean over sources<" in (tmp_path / "compared" / "report.html").read_text()
     # What is there is only read, and gives the same table.
     assert launch.main(compared) == 0
     again = capsys.readouterr().out

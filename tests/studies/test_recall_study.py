@@ -80,7 +80,7 @@ def rows_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, without_reports):
     """The work directory of an undisturbed study of four runs."""
     workdir = tmp_path_factory.mktemp("study")
     assert launch.main(words(workdir)) == 0

@@ -68,7 +68,12 @@ def sft(undisturbed, sources, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def orpo(sft, sources, tmp_path_factory):
+def other_reports_off(sft, without_reports):
+    """After the run whose report a test reads, runs write none."""
+
+
+@pytest.fixture(scope="module")
+def orpo(sft, other_reports_off, sources, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("orpo") / "run"
     assert run("orpo", sft, workdir, orpo_sources(sources)) == 0
     return workdir
@@ -113,6 +118,7 @@ def test_orpo_logs_its_terms_and_scores_before_and_after(orpo, sft):
     assert before["sources"]["pairs"]["accuracy"] == pytest.approx(last["accuracy"])
 
 
+@pytest.mark.usefixtures("other_reports_off")
 def test_a_mixture_with_few_pairs_and_held_out_ones_that_fit_in_no_row(
     sft, sources, corpus, tmp_path, capsys
 ):
@@ -148,6 +154,7 @@ def test_a_mixture_with_few_pairs_and_held_out_ones_that_fit_in_no_row(
     assert 0 < len(odds_steps) < len(loss_steps) == STEPS and odds.min() > 0
 
 
+@pytest.mark.usefixtures("other_reports_off")
 @pytest.mark.parametrize("recipe", ["sft", "orpo"])
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(
     recipe, undisturbed, sft, orpo, sources, tmp_path, monkeypatch

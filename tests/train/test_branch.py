@@ -38,25 +38,19 @@ STEPS = 22
 RUN = {"data__phases": PHASES, "train__schedule": "phases", "train__steps": 0}
 
 
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch):
-    """Reports have tests of their own, and each costs a second."""
-    monkeypatch.setattr("slmjax.train.loop.write_report", lambda *_, **__: "report.html")
-    monkeypatch.setattr("slmjax.train.run.write_report", lambda *_, **__: "report.html")
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 @pytest.fixture(scope="module")
-def made(corpus, tmp_path_factory):
+def made(corpus, tmp_path_factory, without_reports):
     """{name: work directory}: a trunk of 14 steps at its peak, and the whole run with the phases."""
     folder = tmp_path_factory.mktemp("branch")
     other = runs.write_corpus(folder / "other.jsonl", seed=5)
     sources = f"words={corpus},other:0={other}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slmjax.train.loop.write_report", lambda *_, **__: "report.html")
-        assert runs.train(corpus, folder / "trunk", train__steps=14, train__decay=0) == 0
-        fields = {"data__sources": sources, **RUN}
-        tokenizer = folder / "trunk" / "tokenizer.json"
-        assert runs.train(corpus, folder / "whole", data__tokenizer=tokenizer, **fields) == 0
+    assert runs.train(corpus, folder / "trunk", train__steps=14, train__decay=0) == 0
+    fields = {"data__sources": sources, **RUN}
+    tokenizer = folder / "trunk" / "tokenizer.json"
+    assert runs.train(corpus, folder / "whole", data__tokenizer=tokenizer, **fields) == 0
     return {"trunk": folder / "trunk", "whole": folder / "whole", "sources": sources}
 
 
