@@ -176,8 +176,8 @@ def small(words):
         # A forecast is for this very config.
         fields = []
     elif "studies/forecast.py" in recipe:
-        fields = ["forecast.tokens=6000", "forecast.sizes=45k,60k,80k", "forecast.target=100k"]
-        fields += ["train.decay=0.5", "train.optimizer=adamw", "model.unroll=False"]
+        fields = ["forecast.tokens=6000", "train.decay=0.5", "train.optimizer=adamw"]
+        fields += ["model.unroll=False"]
     elif "studies/mixture.py" in recipe:
         fields += ["data.vocab_size=320", "data.heldout=0.2", "mesh.data=8"]
     elif "curate.py" in recipe:
