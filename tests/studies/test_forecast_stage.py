@@ -1,24 +1,26 @@
-"""The forecast study, end to end at the smallest size: a ladder, a forecast, a target and a score."""
+"""The forecast study: its ladder, its forecast, its target and its score, on runs of a known law."""
 
 import dataclasses
 import json
-import math
-import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from slmjax import config as configs
 from slmjax import launch
 from slmjax.data.prepare_stage import prepared_text
 from slmjax.errors import UserError
+from slmjax.models import sizes
+from slmjax.record.metrics import MetricsWriter
 from slmjax.studies.forecast_plan import plan_rungs, rung_runs
+from slmjax.studies.scaling_law import ScalingLaw
+from slmjax.studies.study_runs import architecture
 from slmjax.studies.text_study import heldout_identity, scored_sources
 from tests.corpus import RECIPE, ROOT, write_corpus
 from tests.studies.test_mixture_stage import config_of
 
 SIZES = "('45k','60k','80k')"
-pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 @pytest.fixture(scope="module")
@@ -74,33 +76,59 @@ def test_all_rungs_share_text_batch_and_warmup_and_differ_in_size(words):
     assert widths[-1] > widths[0] and rates[-1] < rates[0]
 
 
-@pytest.mark.slow
-def test_a_forecast_is_written_before_the_target_and_scored_after_it(words, tmp_path, capsys):
+LAW = ScalingLaw(0.8, 20.0, 0.35)
+
+
+def made_up_run(config, workdir, **_):
+    """Leave what a run leaves whose loss is the law's, a little more with each seed; train nothing."""
+    folder = epath.Path(workdir)
+    arch = architecture(config, 300)
+    tokens = config.train.steps * config.train.batch * config.data.seq_len
+    bits = LAW.loss(sizes.parameters(arch).total, tokens) * (1 + 1e-4 * config.seed)
+    arrays = {}
+    # The mean over sources is the law's loss, that over bytes is not.
+    for source, moved, size in (("a", 0.1, 100), ("b", -0.1, 1000)):
+        arrays[f"{source}/keys"] = np.arange(20, dtype=np.uint64)
+        arrays[f"{source}/bytes"] = np.full(20, size)
+        arrays[f"{source}/nats"] = np.full(20, size * (bits + moved) * np.log(2))
+    np.savez(folder / "heldout.npz", **arrays)
+    (folder / "config.json").write_text(configs.to_json(config))
+    with MetricsWriter(folder) as writer:
+        writer.event("start", 0)
+        writer.event("finish", config.train.steps)
+    return 0
+
+
+def test_a_forecast_is_written_before_the_target_and_scored_after_it(
+    words, tmp_path, capsys, monkeypatch
+):
+    """The commands of docs/forecast.md, on runs whose law is known; test_docs.py trains real ones."""
+    monkeypatch.setattr("slmjax.train.run.run_train", made_up_run)
     study = [*words, f"--workdir={tmp_path / 'study'}"]
     assert launch.main(study) == 0
     printed = capsys.readouterr().out
     assert "3 constants pass through 3 rungs exactly" in printed and "Next: python -m" in printed
     content = json.loads((tmp_path / "study" / "forecast.json").read_text())
     assert len(content["runs"]) == 4 and set(content["fits"]) == {"line", "power", "same"}
-    losses = {run["name"]: run["loss"] for run in content["runs"]}
-    scores = np.load(tmp_path / "study" / "scores" / "60000-0.npz")
-    bits = [scores[f"{s}/nats"].sum() / scores[f"{s}/bytes"].sum() / math.log(2) for s in "ab"]
-    assert losses["60000-0"] == pytest.approx(np.mean(bits))
+    losses = {run["name"]: (run["loss"], run["parameters"]) for run in content["runs"]}
+    for name, (loss, parameters) in losses.items():
+        seed = int(name[-1])
+        assert loss == pytest.approx(LAW.loss(parameters, 1) * (1 + 1e-4 * seed))
+    truth = LAW.loss(content["parameters"], content["tokens"])
+    assert content["fits"]["power"]["prediction"] == pytest.approx(truth, rel=1e-3)
+    assert content["fits"]["line"]["prediction"] < truth < content["fits"]["same"]["prediction"]
 
     target = f"--config={tmp_path / 'study' / 'target.json'}"
     measured = f"--config.forecast.measured=('{tmp_path / 'target'}',)"
     other = f"--config.forecast.measured=('{tmp_path / 'other'}',)"
     assert launch.main([target, f"--workdir={tmp_path / 'target'}"]) == 0
-    shutil.copytree(tmp_path / "target", tmp_path / "other")
-    changed = json.loads((tmp_path / "target" / "config.json").read_text())
-    changed["train"]["lr"] = 0.02
-    (tmp_path / "other" / "config.json").write_text(json.dumps(changed))
+    assert launch.main([target, f"--workdir={tmp_path / 'other'}", "--config.train.lr=0.02"]) == 0
     capsys.readouterr()
     before = (tmp_path / "study" / "forecast.json").read_bytes()
     assert launch.main([*study, measured]) == 0
     printed = capsys.readouterr().out
     assert "| measured | error |" in printed and "training" not in printed
-    assert "Seed spread: " in printed
+    assert f" | {truth:.4f} | " in printed and "Seed spread: 0.0" in printed
     assert (tmp_path / "study" / "forecast.json").read_bytes() == before
     assert "measured" in (tmp_path / "study" / "report.html").read_text()
     assert launch.main([*study, other]) == 2
