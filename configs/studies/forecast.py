@@ -29,7 +29,6 @@ from pathlib import Path
 from slmjax import config
 
 CONFIGS = Path(__file__).parents[1]
-DOMAINS = ("books", "textbooks", "math", "docs", "code", "reference")
 
 
 def get_config(part="own"):
@@ -45,7 +44,7 @@ def get_config(part="own"):
         text = config.load_recipe(str(CONFIGS / "30m.py"))
         c.data.sources = text.data.sources
         c.data.group_by, c.data.heldout = text.data.group_by, text.data.heldout
-        c.forecast.basket = DOMAINS
+        c.forecast.basket = tuple(text.data.sources)
     if part == "classroom":
         c.forecast.sizes, c.forecast.target = ("5m", "10m", "20m"), "100m"
         c.forecast.tokens = 30_000_000
