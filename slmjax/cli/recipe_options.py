@@ -25,6 +25,9 @@ FLAGS = (
     "help",
 )
 
+# Fields of the model that make its shape.
+SHAPE = ("width", "layers", "heads", "kv_heads", "head_dim", "ff_width")
+
 
 def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return ({flag: value}, ["model.layers=12", ...]) of command-line words.
@@ -66,7 +69,10 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     # --params needs the recipe's own values, which the overrides may change.
     as_written = recipe.copy_and_resolve_references()
     config = apply_overrides(recipe, assignments)
-    if "params" in options:
+    if config.train.minutes and not config.train.chosen:
+        # The size is chosen once the devices are known, or is that of --params then.
+        _check_no_shape(assignments)
+    elif "params" in options:
         _resize(config, as_written, options["params"], assignments)
     if config.stage not in configs.STAGES:
         stages = ", ".join(configs.STAGES)
@@ -162,6 +168,16 @@ def _resize(
     final = configs.freeze(config)
     names = [_assigned_field(text) for text in given]
     config.model.transfer = transfer_lines(base, final.model, final.train, names)
+
+
+def _check_no_shape(assignments: Sequence[str]) -> None:
+    """Raises: UserError where an assignment sets a field that config.train.minutes chooses."""
+    for name in map(_assigned_field, assignments):
+        if name.removeprefix("model.") in SHAPE:
+            raise UserError(
+                f"--config.{name}: config.train.minutes chooses the shape; set the size by "
+                "--params=SIZE, such as --params=1m."
+            )
 
 
 def _check_set_once(params: str, decided: Container[str], assignments: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from slmjax.config import Config, ModelConfig, PrecisionConfig, TrainConfig
@@ -25,11 +26,23 @@ from slmjax.parallel.mesh import DeviceKind, device_kind
 from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.task import Task
 from slmjax.train.optimizer import Optimizer
+from slmjax.train.schedule import WsdLengths, wsd_lengths
 from slmjax.train.state import TrainState
 from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
 # Attention kernels that run on one kind of device only; the others run on all.
 KERNEL_PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOfLengths:
+    """A compiled step for schedules of any length: step(state, batch) with these lengths."""
+
+    executable: Callable
+    lengths: WsdLengths
+
+    def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        return self.executable(state, batch, self.lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +130,23 @@ class Program:
 
         It takes batches that are shaped as that of `step`.
         """
-        return self.lower(task, step).compile()
+        compiled = self.lower(task, step).compile()
+        if self.lengths is None:
+            return compiled
+        return StepOfLengths(compiled, self.lengths)
+
+    @property
+    def lengths(self) -> WsdLengths | None:
+        """Lengths of the schedule that are arguments of the step; None: the step knows them.
+
+        The first is so where config.train.minutes chooses the number of steps, which is known only
+        when the step has been compiled and timed.
+        """
+        train = self.config.train
+        if not train.minutes:
+            return None
+        lengths = wsd_lengths(train.warmup, train.steps, train.decay)
+        return WsdLengths(*map(np.int32, lengths))
 
     def lower(self, task: Task, step: int = 0) -> Any:
         """Return the step before compilation."""
@@ -133,9 +162,20 @@ class Program:
             self.phases,
         )
         deterministic = config.train.deterministic
-        jitted = jit_step(function, self.where, fields, self.mesh, self.device, deterministic)
+        jitted = jit_step(
+            function,
+            self.where,
+            fields,
+            self.mesh,
+            self.device,
+            deterministic,
+            takes_lengths=self.lengths is not None,
+        )
         with jax.set_mesh(self.mesh):
-            return jitted.lower(self.shapes, batch_shapes(fields, self.mesh))
+            arguments = [self.shapes, batch_shapes(fields, self.mesh)]
+            if self.lengths is not None:
+                arguments.append(self.lengths)
+            return jitted.lower(*arguments)
 
     def _model_at(self, step: int) -> Model:
         """Return the model for the batches of the phase that a step is in."""

@@ -1,6 +1,7 @@
 """Learning-rate schedules as pure functions of the step: a factor in [0, 1] of the peak rate."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +12,33 @@ from slmjax.config import Config, TrainConfig
 from slmjax.config.run_phases import RunPhase, run_phases
 
 
+class WsdLengths(NamedTuple):
+    """Lengths of the schedule `wsd` in steps, as numbers or arrays.
+
+    warmup: at least 1.
+    start: the first step of the decay.
+    decay: at least 1.
+    """
+
+    warmup: ArrayLike
+    start: ArrayLike
+    decay: ArrayLike
+
+
 def factor(
-    train: TrainConfig, step: ArrayLike, phases: Sequence[RunPhase] = ()
+    train: TrainConfig,
+    step: ArrayLike,
+    phases: Sequence[RunPhase] = (),
+    lengths: WsdLengths | None = None,
 ) -> Float[Array, "..."]:
     """Return the factor that config.train asks for at a step.
 
     Args:
       phases: of the run; only the schedule "phases" reads them.
+      lengths: of the schedule "wsd", where they are arguments of a compiled step.
     """
+    if lengths is not None:
+        return _wsd(step, lengths)
     if train.schedule == "phases":
         return by_phases(step, warmup=train.warmup, phases=phases)
     if train.schedule == "cosine":
@@ -37,16 +57,25 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Arra
       section 4.
     Raises: ValueError if warmup and decay together exceed the run.
     """
+    return _wsd(step, wsd_lengths(warmup, total, decay))
+
+
+def wsd_lengths(warmup: int, total: int, decay: float) -> WsdLengths:
+    """Return the lengths of a schedule. Raises: ValueError as `wsd`."""
     start = decay_start(total, decay)
     if warmup > start:
         raise ValueError(
             f"warmup of {warmup} steps and a decay from step {start} exceed a run of {total}"
         )
+    return WsdLengths(max(warmup, 1), start, max(total - start, 1))
+
+
+def _wsd(step: ArrayLike, lengths: WsdLengths) -> Float[Array, "..."]:
     step = jnp.asarray(step, jnp.float32)
     # Share of the decay that is done; 0 before it begins.
-    done = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
+    done = jnp.clip((step - lengths.start) / lengths.decay, 0.0, 1.0)
     falling = 1.0 - jnp.sqrt(done)
-    return _warmup(step, warmup) * falling
+    return _warmup(step, lengths.warmup) * falling
 
 
 def by_phases(step: ArrayLike, *, warmup: int, phases: Sequence[RunPhase]) -> Float[Array, "..."]:
@@ -73,7 +102,7 @@ def by_phases(step: ArrayLike, *, warmup: int, phases: Sequence[RunPhase]) -> Fl
         else:
             in_phase = begin + (end - begin) * done
         value = jnp.where(step >= phase.first, in_phase, value)
-    return _warmup(step, warmup) * value
+    return _warmup(step, max(warmup, 1)) * value
 
 
 def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> Float[Array, "..."]:
@@ -83,7 +112,7 @@ def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> F
     """
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
-    return _warmup(step, warmup) * (floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done)))
+    return _warmup(step, max(warmup, 1)) * (floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done)))
 
 
 def decay_start(total: int, decay: float) -> int:
@@ -122,7 +151,7 @@ def shared_steps(one: Config, other: Config) -> int:
     return int(differing[0]) if len(differing) else len(steps)
 
 
-def _warmup(step: Array, warmup: int) -> Array:
-    """Return the factor of the warmup: a linear rise to 1 over `warmup` steps."""
+def _warmup(step: Array, warmup: ArrayLike) -> Array:
+    """Return the factor of the warmup: a linear rise to 1 over `warmup` steps, 1 or more."""
     # The first step has 1 / warmup of the peak, not 0: a step at rate 0 would be wasted.
-    return jnp.minimum(1.0, (step + 1.0) / max(warmup, 1))
+    return jnp.minimum(1.0, (step + 1.0) / warmup)

@@ -33,12 +33,14 @@ def make_step(
     declared: tuple[dict, dict],
     phases: Sequence[RunPhase] = (),
 ) -> Callable:
-    """Return step(state, batch) -> (state, metrics), to be jitted by `jit_step`.
+    """Return step(state, batch, lengths=None) -> (state, metrics), to be jitted by `jit_step`.
 
     The batch is cut into train.microbatches interleaved parts, so that each part stays split
     over all devices. Loss and gradient are sums, divided once by the task's totals["main"] of the
     whole batch. Observations of buffers combine over the parts as each buffer declares. A step that
     `state.judge_step` rejects changes no parameter, moment or buffer.
+
+    The lengths are those of `schedule.factor`: without them the step knows config.train's.
 
     The metrics are {"terms": {name: sum / weight of a task's term}, "weights": {name: that weight}}
     and scalars by their names.
@@ -71,7 +73,7 @@ def make_step(
     # channel is its observation.
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
-    def step(state: TrainState, batch: dict):
+    def step(state: TrainState, batch: dict, lengths: schedule.WsdLengths | None = None):
         # A function of seed and step alone, so that a resumed run draws the same.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = loss_scale(state.spikes) if compute == "float16" else 1.0
@@ -104,7 +106,7 @@ def make_step(
         keep, spikes = judge_step(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
 
         # The update is computed for a rejected step too: `kept` chooses, without a branch.
-        factor = schedule.factor(train, state.step, phases)
+        factor = schedule.factor(train, state.step, phases, lengths)
         updated_params, moments = optimizer.update(gradients, state.optimizer, trained, factor)
         params = merged(updated_params, frozen)
         buffers = updated(declared_buffers, state.buffers, seen)
@@ -144,11 +146,19 @@ def jit_step(
     mesh: Mesh,
     device: DeviceKind,
     deterministic: bool = False,
+    takes_lengths: bool = False,
 ) -> Callable:
-    """Return the step as one program, with the state donated and the device's compiler options."""
+    """Return the step as one program, with the state donated and the device's compiler options.
+
+    Args:
+      takes_lengths: the schedule's lengths are its third argument.
+    """
+    in_shardings = (where, field_shardings(fields, mesh))
+    if takes_lengths:
+        in_shardings += (NamedSharding(mesh, P()),)
     return jax.jit(
         step,
-        in_shardings=(where, field_shardings(fields, mesh)),
+        in_shardings=in_shardings,
         out_shardings=(where, NamedSharding(mesh, P())),
         donate_argnums=0,  # the new state takes the old one's memory
         compiler_options=compiler_options(device.platform, deterministic=deterministic),
