@@ -89,7 +89,7 @@ def _run(argv: list[str]) -> int:
     run_stage = _stage_function(STAGES[config.stage])
     if config.train.minutes and config.stage == "train":
         run_stage = _stage_function(MINUTES)
-        stage_arguments |= {"params": options.get("params", ""), "began": began}
+        stage_arguments["began"] = began
     stage_arguments["command"] = cli.shell_command(["python", "-m", "slmjax.launch", *argv])
     stage_arguments["init_from"] = cli.parent(options)
     workdir = cli.work_directory(options)

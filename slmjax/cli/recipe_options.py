@@ -25,9 +25,6 @@ FLAGS = (
     "help",
 )
 
-# Fields of the model that make its shape.
-SHAPE = ("width", "layers", "heads", "kv_heads", "head_dim", "ff_width")
-
 
 def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return ({flag: value}, ["model.layers=12", ...]) of command-line words.
@@ -69,9 +66,8 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     # --params needs the recipe's own values, which the overrides may change.
     as_written = recipe.copy_and_resolve_references()
     config = apply_overrides(recipe, assignments)
-    if config.train.minutes and not config.train.chosen:
-        # The size is chosen once the devices are known, or is that of --params then.
-        _check_no_shape(assignments)
+    if config.train.minutes:
+        _let_minutes_choose(config, options.get("params", ""), assignments)
     elif "params" in options:
         _resize(config, as_written, options["params"], assignments)
     if config.stage not in configs.STAGES:
@@ -170,14 +166,29 @@ def _resize(
     config.model.transfer = transfer_lines(base, final.model, final.train, names)
 
 
-def _check_no_shape(assignments: Sequence[str]) -> None:
-    """Raises: UserError where an assignment sets a field that config.train.minutes chooses."""
+def _let_minutes_choose(
+    config: configs.ConfigDict, params: str, assignments: Sequence[str]
+) -> None:
+    """Leave the shape to config.train.minutes, which needs the devices; --params sets the size.
+
+    Raises: UserError for an assignment of a field of the shape, and for --params where the size
+      has been chosen already.
+    """
+    from slmjax.models.choose_shape import SHAPE
+
+    if config.train.chosen:
+        if params:
+            raise UserError(
+                f"--params={params}: the config has a size that config.train.minutes has chosen."
+            )
+        return
     for name in map(_assigned_field, assignments):
         if name.removeprefix("model.") in SHAPE:
             raise UserError(
                 f"--config.{name}: config.train.minutes chooses the shape; set the size by "
                 "--params=SIZE, such as --params=1m."
             )
+    config.train.size = params
 
 
 def _check_set_once(params: str, decided: Container[str], assignments: Sequence[str]) -> None:

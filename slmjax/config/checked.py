@@ -132,6 +132,11 @@ def _field(config: Config, name: str) -> Any:
 def _check_minutes(config: Config) -> None:
     """Raises: UserError for fields that config.train.minutes does not go with, or that need it."""
     train = config.train
+    if train.size and not train.minutes:
+        raise UserError(
+            f"config.train.size is '{train.size}', which only config.train.minutes reads; give "
+            f"--params={train.size}."
+        )
     if not train.minutes or train.chosen:
         for name in OPEN:
             if not _field(config, name):

@@ -202,6 +202,9 @@ class TrainConfig:
         "train.steps decides",
         NOT_NEGATIVE,
     )
+    size: str = setting(
+        "", "with train.minutes: parameters, such as 20m, as --params sets it; empty: chosen"
+    )
     chosen: tuple[str, ...] = setting(
         (),
         "set by train.minutes: what was measured and chosen, and why, one line each",
@@ -252,7 +255,9 @@ class TrainConfig:
         choices=("wsd", "cosine", "phases"),
     )
     warmup: int = setting(
-        100, "steps of linear warmup; 0: none, or with train.minutes a share of the run", NOT_NEGATIVE
+        100,
+        "steps of linear warmup; 0: none, or a share of the run where train.minutes decides",
+        NOT_NEGATIVE,
     )
     decay: float = setting(0.2, "share of the run that decays (wsd)", SHARE)
     z_loss: float = setting(0.0, "coefficient of logsumexp squared", NOT_NEGATIVE)

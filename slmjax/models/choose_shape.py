@@ -12,6 +12,8 @@ from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import from_config, parts
 from slmjax.models.sizes import ff_width_for, parameters
 
+# The fields of the model that make its shape.
+SHAPE = ("width", "layers", "heads", "kv_heads", "head_dim", "ff_width")
 LARGEST = 10**12  # parameters that --params takes at most
 TOLERANCE = 0.03  # how far a shape's total may be from the budget
 FACTORS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}  # of the letter behind a number of --params

@@ -38,6 +38,7 @@ from slmjax.studies.time_budget import alternatives, best_size
 from slmjax.studies.time_plan import (
     FEWEST_STEPS,
     TimedStep,
+    chosen_again,
     chosen_lines,
     decide_size,
     family_flops,
@@ -72,17 +73,6 @@ TIMED_SHARE, TIMED_SECONDS, LEAST_TIMED = 0.02, 10.0, 4
 CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND, REPORT_SECONDS = 1.0, 300e6, 1.0
 # A matrix product that shows how fast a CPU is: side and repetitions.
 PRODUCT, PRODUCTS = 768, 10
-# What the choice sets. All other fields of a resumed run must be as they were.
-CHOSEN = (
-    "data.vocab_size",
-    "data.seq_len",
-    "train.batch",
-    "train.microbatches",
-    "train.steps",
-    "train.warmup",
-    "train.decay_lr",
-    "train.chosen",
-)
 
 
 class _Measured(NamedTuple):
@@ -96,7 +86,6 @@ def run_minutes(
     config: Config,
     workdir: str,
     *,
-    params: str = "",
     init_from: str = "",
     command: str = "",
     began: float | None = None,
@@ -107,7 +96,6 @@ def run_minutes(
     A work directory with a choice in it goes on with that choice.
 
     Args:
-      params: the size of --params, which is then not chosen; "" for none.
       began: Unix time from which the minutes count; None: now.
       init_from, command, claim: see `run_train`.
     Raises: UserError for --init_from, a work directory with a run of other settings, too few
@@ -121,16 +109,13 @@ def run_minutes(
     use_compile_cache()
     hosts.check_devices()
     built = None
-    if config.train.chosen:
-        # The config.json of such a run.
-        if params:
-            raise UserError("--params: the config holds a size that config.train.minutes chose.")
-    else:
+    # The config.json of such a run has its choice.
+    if not config.train.chosen:
         earlier = earlier_config(folder)
         if earlier is None:
-            config, built = _choose(config, folder, params, began)
+            config, built = _choose(config, folder, began)
         else:
-            config = _with_earlier_choice(config, earlier, folder, params)
+            config = _with_earlier_choice(config, earlier, folder)
     promise = built.facts["minutes"] if built else {}
     status = run_train(
         config,
@@ -172,24 +157,14 @@ def earlier_config(folder: epath.Path) -> Config | None:
     return None
 
 
-def _with_earlier_choice(
-    config: Config, earlier: Config, folder: epath.Path, params: str
-) -> Config:
+def _with_earlier_choice(config: Config, earlier: Config, folder: epath.Path) -> Config:
     """Return the config of a run that goes on, with the choice that it began with.
 
     Raises: UserError where the command asks for other minutes, another size or other settings.
     """
-    values = configs.to_dict(config)
-    stored = configs.to_dict(earlier)
-    values["model"] = stored["model"]
-    for name in CHOSEN:
-        group, _, field = name.partition(".")
-        # A batch that the command gives must be the one that the run began with.
-        if not values[group][field] or name not in ("train.batch", "train.warmup"):
-            values[group][field] = stored[group][field]
-    differences = differing_fields(stored, values, ("learning", "chance", "order"))
-    if params and not _is_size(earlier, parse_params(params)):
-        differences["params"] = f"--params is {params}, which is not the size of the run"
+    config = chosen_again(config, earlier)
+    then, now = configs.to_dict(earlier), configs.to_dict(config)
+    differences = differing_fields(then, now, ("learning", "chance", "order"))
     if differences:
         raise UserError(
             f"--workdir={folder} holds a run that was begun otherwise: "
@@ -197,12 +172,10 @@ def _with_earlier_choice(
         )
     if hosts.is_first():
         print("The work directory holds a choice of size and steps; the run goes on with it.")
-    return configs.freeze(configs.from_dict(values))
+    return config
 
 
-def _choose(
-    config: Config, folder: epath.Path, params: str, began: float
-) -> tuple[Config, Built]:
+def _choose(config: Config, folder: epath.Path, began: float) -> tuple[Config, Built]:
     """Measure this machine, and return the config of the run and what it makes.
 
     All processes measure together; the first one's clock decides.
@@ -229,7 +202,7 @@ def _choose(
         )
     text_seconds = time.time() - text_began
     deadline = began + 60 * minutes + text_seconds
-    return _Chooser(config, mesh, builder, params, deadline, text_seconds).choose()
+    return _Chooser(config, mesh, builder, deadline, text_seconds).choose()
 
 
 class _Chooser:
@@ -245,13 +218,11 @@ class _Chooser:
         config: Config,
         mesh: Mesh,
         builder: TextBuilder,
-        params: str,
         deadline: float,
         text_seconds: float,
     ):
         self.config, self.mesh, self.builder = config, mesh, builder
         self.device = device_kind(mesh)
-        self.params = params
         self.deadline, self.text_seconds = deadline, text_seconds
         self.vocab_size = vocab_rows(config.model.vocab_size, builder.vocab_size)
         settings = plan_settings(config.data, config.train, builder.prepared, seed=0, cuts=None)
@@ -285,8 +256,8 @@ class _Chooser:
             )
         # However long the start takes, something is left for steps.
         seconds = max(left - reserve, 0.4 * left)
-        if self.params:
-            size = parse_params(self.params)
+        if self.config.train.size:
+            size = parse_params(self.config.train.size)
             guess = alternatives(size, seconds, self.guessed, self.unique_tokens)
         else:
             guess = best_size(seconds, self.guessed, self.unique_tokens)
@@ -299,13 +270,13 @@ class _Chooser:
         timed = [each.timed for each in measured]
         # Raises where too little time is left.
         steps = steps_in(timed[-1], self.config.train.minutes)
-        may_change = len(timed) == 1 and not self.params
+        may_change = len(timed) == 1 and not self.config.train.size
         budget, is_other = decide_size(timed, self.guessed, self.unique_tokens, may_change)
         if is_other:
             return {"other": (budget.best.parameters, budget.best.tokens)}
         config = self._with_steps(measured[-1].built.program.config, steps)
         done = datetime.datetime.fromtimestamp(self.deadline).strftime("%H:%M:%S")
-        given = bool(self.params)
+        given = bool(self.config.train.size)
         lines = chosen_lines(config, timed[-1], budget, given, self.text_seconds, done)
         return {"other": None, "steps": steps, "chosen": lines}
 
@@ -372,7 +343,7 @@ class _Chooser:
         minutes = {
             "promised_seconds": 60 * train.minutes,
             "text_seconds": self.text_seconds,
-            "until": self.deadline,
+            "deadline": self.deadline,
         }
         return config, Built(builder, program, task, steps, built.state, {"minutes": minutes})
 
@@ -397,16 +368,16 @@ class _Chooser:
         matrix = jnp.ones((PRODUCT, PRODUCT), arch.compute)
         product = jax.jit(jnp.matmul)
         product(matrix, matrix).block_until_ready()
-        seconds = []
+        began = time.perf_counter()
         for _ in range(PRODUCTS):
-            began = time.perf_counter()
+            # The mean: what else the machine does slows training too.
             product(matrix, matrix).block_until_ready()
-            seconds.append(time.perf_counter() - began)
+        seconds = (time.perf_counter() - began) / PRODUCTS
         # The devices of a CPU share its cores.
         shares = jax.process_count()
         if self.device.platform != "cpu":
             shares = self.mesh.size
-        return shares * 2 * PRODUCT**3 / min(seconds)
+        return shares * 2 * PRODUCT**3 / seconds
 
 
 def _on_first(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -482,9 +453,3 @@ def _step_seconds(built: Built, state: TrainState, limit: float) -> float:
         if more:
             seconds += run(more)
     return seconds / (LEAST_TIMED + more)
-
-
-def _is_size(config: Config, parameters: int) -> bool:
-    """Return whether a config has the shape that --params gives it."""
-    shape = near_shape(parameters, config.model, config.model.vocab_size or VOCAB)
-    return all(getattr(config.model, name) == value for name, value in shape.items())

@@ -10,7 +10,7 @@ import numpy as np
 from slmjax.config import Config, ModelConfig
 from slmjax.errors import UserError
 from slmjax.models import sizes
-from slmjax.models.choose_shape import reshape
+from slmjax.models.choose_shape import SHAPE, reshape
 from slmjax.models.pattern import from_config
 from slmjax.parallel.mesh import DeviceKind, device_memory
 from slmjax.readable import count, duration
@@ -152,9 +152,7 @@ def guessed_speeds(
     }
 
 
-def measured_speeds(
-    guessed: Mapping[int, float], timed: Sequence[TimedStep]
-) -> dict[int, float]:
+def measured_speeds(guessed: Mapping[int, float], timed: Sequence[TimedStep]) -> dict[int, float]:
     """Return the guess, corrected to what was measured.
 
     The correction is a factor: that of the only measured size, or a power of the size between
@@ -222,13 +220,8 @@ def sized(
       ways: devices that split the rows.
     Raises: UserError for a size without a shape.
     """
-    shape = near_shape(parameters, config.model, vocab_size)
-    base = config.model
-    model = dataclasses.replace(base, **shape)
-    fields = transfer(base, model, config.train)
-    model = dataclasses.replace(model, multipliers=fields["model.multipliers"])
-    train = dataclasses.replace(config.train, decay_lr=fields["train.decay_lr"])
-    model = dataclasses.replace(model, transfer=transfer_lines(base, model, train))
+    config = _with_shape(config, near_shape(parameters, config.model, vocab_size))
+    model, train = config.model, config.train
     rows = train.batch or batch_rows_for(tokens, config.data.seq_len, device.platform, ways)
     parts = train.microbatches
     while parts < rows // ways and not _fits(model, rows // (parts * ways), config, device):
@@ -237,6 +230,40 @@ def sized(
         # To the next multiple.
         rows = -(-rows // (parts * ways)) * parts * ways
     train = dataclasses.replace(train, batch=rows, microbatches=parts)
+    return dataclasses.replace(config, model=model, train=train)
+
+
+def chosen_again(config: Config, earlier: Config) -> Config:
+    """Return a config with the choice of an earlier run, where it leaves something to choose."""
+    config = _with_shape(config, {name: getattr(earlier.model, name) for name in SHAPE})
+    data, train = config.data, config.train
+    data = dataclasses.replace(
+        data,
+        vocab_size=data.vocab_size or earlier.data.vocab_size,
+        seq_len=data.seq_len or earlier.data.seq_len,
+    )
+    microbatches = train.microbatches
+    if microbatches == 1:
+        microbatches = earlier.train.microbatches
+    train = dataclasses.replace(
+        train,
+        batch=train.batch or earlier.train.batch,
+        microbatches=microbatches,
+        warmup=train.warmup or earlier.train.warmup,
+        steps=earlier.train.steps,
+        chosen=earlier.train.chosen,
+    )
+    return dataclasses.replace(config, data=data, train=train)
+
+
+def _with_shape(config: Config, shape: Mapping[str, int]) -> Config:
+    """Return the config with another shape, and the rates, scales and decay that follow."""
+    base = config.model
+    model = dataclasses.replace(base, **shape)
+    fields = transfer(base, model, config.train)
+    model = dataclasses.replace(model, multipliers=fields["model.multipliers"])
+    train = dataclasses.replace(config.train, decay_lr=fields["train.decay_lr"])
+    model = dataclasses.replace(model, transfer=transfer_lines(base, model, train))
     return dataclasses.replace(config, model=model, train=train)
 
 

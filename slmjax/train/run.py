@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints, digest
-from slmjax.config import Config
+from slmjax.config import Config, TrainConfig
 from slmjax.config.run_phases import parse_phases
 from slmjax.data.rows import HeldRows, shape_key
 from slmjax.errors import UserError
@@ -106,7 +106,7 @@ def run_train(
         built=built,
     )
     if run is None:
-        _print_finished(folder, config.train.steps)
+        _print_finished(folder, config.train)
         return 0
     with jax.set_mesh(run.program.mesh):
         if leave is not None:
@@ -415,9 +415,13 @@ def _skipped_before(past: records.Records | None, step: int) -> int:
     return sum(event["step"] <= step for event in records.events(past, "skipped"))
 
 
-def _print_finished(folder: epath.Path, steps: int) -> None:
+def _print_finished(folder: epath.Path, train: TrainConfig) -> None:
     if hosts.is_first():
         report = write_report(folder, defaults=configs.to_dict(Config()))
+        steps = train.steps
         print(f"This run is finished: {steps} steps. Its report: {report}")
+        if train.minutes:
+            print("For another one, --workdir=DIR.")
+            return
         longer = f"For a longer one, --config.train.steps={2 * steps}; for" if steps else "For"
         print(f"{longer} another, --workdir=DIR.")

@@ -112,7 +112,9 @@ def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> F
     """
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
-    return _warmup(step, max(warmup, 1)) * (floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done)))
+    return _warmup(step, max(warmup, 1)) * (
+        floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    )
 
 
 def decay_start(total: int, decay: float) -> int:
