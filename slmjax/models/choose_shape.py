@@ -24,7 +24,7 @@ DEPTH, DEPTH_BUDGET = 30, 125e6
 # layers of width 512 did better than 15 of width 384 (configs/30m.py) and compiled faster. nanochat
 # (Karpathy 2025) has the same ratio.
 WIDTH_OF_LAYER, LEAST_LAYERS = 64, 4
-MOST_UNUSUAL = math.log(2)  # wide shapes have at most half or twice as many layers
+MOST_UNUSUAL = math.log(1.5)  # wide shapes have at most this factor more or fewer layers
 QUERIES_PER_KEY = 3.5  # query heads for each key/value head, aimed at on a logarithmic scale
 MOST_QUERIES_PER_KEY = 5
 MOST_HEADS = 32  # query heads

@@ -23,8 +23,8 @@ OPEN = {
 }
 
 
-class Killed(Exception):
-    """Stands for a kill."""
+class Killed(BaseException):
+    """Stands for a kill: nothing in the library handles it."""
 
 
 @pytest.fixture
@@ -87,26 +87,23 @@ def test_the_steps_that_were_timed_are_no_steps_of_the_run(chosen):
     assert min(record["step"] for record in first if "train/loss" in record) == 1
 
 
-def test_the_runs_config_without_the_measurement_is_the_same_run(chosen, tmp_path):
-    words = [f"--config={chosen / 'config.json'}", f"--workdir={tmp_path / 'again'}"]
-    assert runs.launch.main(words) == 0
-    runs.assert_same_end(tmp_path / "again", chosen, STEPS)
-
-
-@pytest.mark.parametrize("step", [1, 8])
-def test_a_killed_run_goes_on_with_its_choice_to_the_same_end(
-    step, corpus, tmp_path, monkeypatch, few
+def test_a_run_killed_before_and_after_a_checkpoint_goes_on_with_its_choice_to_the_same_end(
+    corpus, tmp_path, monkeypatch, few
 ):
     workdir = tmp_path / "killed"
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(Killed):
-            runs.train(corpus, workdir, **OPEN)
-    choice = config_of(workdir)
-    # Measured again, the machine would have another speed.
-    monkeypatch.setattr(minutes_run, "_choose", None)
+    for step in (1, 8):
+        with monkeypatch.context() as patch:
+            kill_at(patch, step)
+            with pytest.raises(Killed):
+                runs.train(corpus, workdir, **OPEN)
+        if step == 1:
+            choice = config_of(workdir)
+            # Measured again, the machine would have another speed.
+            monkeypatch.setattr(minutes_run, "_choose", None)
+    assert runs.steps_saved(workdir)[-1] < 8
     assert runs.train(corpus, workdir, **OPEN) == 0
     assert config_of(workdir) == choice
+    # Its config is a run without a measurement, which nothing disturbs.
     words = [f"--config={workdir / 'config.json'}", f"--workdir={tmp_path / 'undisturbed'}"]
     assert runs.launch.main(words) == 0
     runs.assert_same_end(workdir, tmp_path / "undisturbed", STEPS)
@@ -132,6 +129,7 @@ def test_a_work_directory_of_another_run_is_refused(undisturbed, corpus, capsys)
     assert "config.train.minutes has not begun" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_a_size_on_the_command_line_is_not_chosen(corpus, tmp_path, few):
     assert runs.train(corpus, tmp_path / "run", "--params=150k", **OPEN) == 0
     (start,) = runs.events(tmp_path / "run", "start")
