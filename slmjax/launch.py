@@ -43,7 +43,8 @@ usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIEL
                          a teacher's checkpoint names it
   --params=50m           a model of this many parameters, deep and thin, instead of the recipe's
                          shape; initial scales, learning rates and weight decay follow from the
-                         recipe's own (config.model.multipliers, config.train.decay_lr)
+                         recipe's own (config.model.multipliers, config.train.decay_lr); with
+                         config.train.minutes the size is not chosen but this one
   --coordinator=H:P --processes=N --process=I
                          for several processes where they do not learn of each other otherwise
 

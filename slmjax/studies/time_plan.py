@@ -328,9 +328,12 @@ def chosen_lines(
     train, best = config.train, budget.best
     why = "set by --params"
     if not given:
-        why = "its predicted loss is the lowest"
+        why = "the lowest predicted loss, within 1 %"
         if budget.end:
             why += f", of the {budget.end} size there is"
+        lowest = min(size.loss for size in budget.rows())
+        if lowest < (1 - WORTHWHILE) * best.loss:
+            why = "another promises more, but compiling it takes longer than it gains"
     tokens = train.steps * train.batch * config.data.seq_len
     epochs = best.epochs * tokens / best.tokens
     return (
@@ -340,15 +343,15 @@ def chosen_lines(
         f"parameters; {duration(timed.left)} are left for steps",
         f"size {count(best.parameters)} parameters and {count(tokens)} tokens "
         f"({epochs:.2g} epochs): {why}",
-        f"predicted {_outcome('half', budget.half)}, {_outcome('chosen', best)}, "
-        f"{_outcome('twice', budget.twice)}; only differences mean something (Chinchilla's law)",
+        f"predicted at equal time, half the size: {_compared(budget.half, best)}; twice: "
+        f"{_compared(budget.twice, best)} (Chinchilla's law)",
         f"batch {train.batch} rows of {config.data.seq_len} tokens, {train.steps:,} steps, "
         f"{train.warmup} of warmup: they follow from the tokens",
     )
 
 
-def _outcome(name: str, size: SizeForTime) -> str:
-    return f"{name} {size.loss:.3f} after {count(size.tokens)} tokens"
+def _compared(size: SizeForTime, best: SizeForTime) -> str:
+    return f"loss {size.loss / best.loss - 1:+.1%} after {count(size.tokens)} tokens"
 
 
 def _fits(model: ModelConfig, rows: int, config: Config, device: DeviceKind) -> bool:
