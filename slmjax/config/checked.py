@@ -151,7 +151,6 @@ def _check_minutes(config: Config) -> None:
         )
     others = {
         "config.data.phases is not empty": bool(config.data.phases),
-        f"config.train.schedule is '{train.schedule}'": train.schedule != "wsd",
         "config.train.branch is True": train.branch,
         f"config.stage is '{config.stage}'": config.stage != "train",
     }
@@ -159,7 +158,7 @@ def _check_minutes(config: Config) -> None:
         if is_so:
             raise UserError(
                 f"config.train.minutes is {train.minutes:g}, but {other}; minutes are for the "
-                "stage train with the schedule wsd and without phases or branch."
+                "stage train without phases or branch."
             )
 
 

@@ -337,15 +337,12 @@ class _Chooser:
         task = task_of(builder, program)
         # Those that are compiled. They do not depend on the number of steps.
         task = dataclasses.replace(task, evaluations=built.task.evaluations)
-        steps = {}
-        for shapes, step in built.steps.items():
-            steps[shapes] = dataclasses.replace(step, lengths=program.lengths)
         minutes = {
             "promised_seconds": 60 * train.minutes,
             "text_seconds": self.text_seconds,
             "deadline": self.deadline,
         }
-        return config, Built(builder, program, task, steps, built.state, {"minutes": minutes})
+        return config, Built(builder, program, task, built.steps, built.state, {"minutes": minutes})
 
     def _with_steps(self, config: Config, steps: int) -> Config:
         """Return a measured config with the steps of the run, and the warmup that was asked for."""
@@ -438,7 +435,7 @@ def _step_seconds(built: Built, state: TrainState, limit: float) -> float:
         for at in range(number):
             fields = task.rows.shapes(0)
             batch = hosts.global_batch(next(batches), fields, shardings, held(at))
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, program.rates(at))
         jax.block_until_ready(metrics)
         return time.perf_counter() - began
 

@@ -289,10 +289,11 @@ def with_steps(config: Config, steps: int) -> Config:
     """
     train = config.train
     warmup = train.warmup or max(1, round(WARMUP_SHARE * steps))
-    if warmup > decay_start(steps, train.decay):
+    decay = train.decay if train.schedule == "wsd" else 0.0
+    if warmup > decay_start(steps, decay):
         raise UserError(
             f"config.train.warmup is {warmup}, but config.train.minutes leaves {steps} steps, the "
-            f"last {train.decay:.0%} of them for the decay."
+            f"last {decay:.0%} of them for the decay."
         )
     train = dataclasses.replace(train, steps=steps, warmup=warmup)
     return dataclasses.replace(config, train=train)

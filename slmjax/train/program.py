@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from slmjax.config import Config, ModelConfig, PrecisionConfig, TrainConfig
@@ -25,24 +24,14 @@ from slmjax.parallel import devices
 from slmjax.parallel.mesh import DeviceKind, device_kind
 from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.task import Task
+from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer
-from slmjax.train.schedule import WsdLengths, wsd_lengths
+from slmjax.train.schedule import Rates
 from slmjax.train.state import TrainState
 from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
 # Attention kernels that run on one kind of device only; the others run on all.
 KERNEL_PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
-
-
-@dataclasses.dataclass(frozen=True)
-class StepOfLengths:
-    """A compiled step for schedules of any length: step(state, batch) with these lengths."""
-
-    executable: Callable
-    lengths: WsdLengths
-
-    def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        return self.executable(state, batch, self.lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,27 +115,15 @@ class Program:
             return jax.jit(self.make, out_shardings=self.where)()
 
     def compile(self, task: Task, step: int = 0) -> Any:
-        """Return step(state, batch) -> (state, metrics) as one executable, which donates the state.
+        """Return step(state, batch, rates) -> (state, metrics) as one executable.
 
-        It takes batches that are shaped as that of `step`.
+        It donates the state and takes batches that are shaped as that of `step`.
         """
-        compiled = self.lower(task, step).compile()
-        if self.lengths is None:
-            return compiled
-        return StepOfLengths(compiled, self.lengths)
+        return self.lower(task, step).compile()
 
-    @property
-    def lengths(self) -> WsdLengths | None:
-        """Lengths of the schedule that are arguments of the step; None: the step knows them.
-
-        The first is so where config.train.minutes chooses the number of steps, which is known only
-        when the step has been compiled and timed.
-        """
-        train = self.config.train
-        if not train.minutes:
-            return None
-        lengths = wsd_lengths(train.warmup, train.steps, train.decay)
-        return WsdLengths(*map(np.int32, lengths))
+    def rates(self, step: int) -> Rates:
+        """Return what the compiled step takes as its third argument at a step."""
+        return schedule.rates(self.config.train, step, self.phases)
 
     def lower(self, task: Task, step: int = 0) -> Any:
         """Return the step before compilation."""
@@ -159,23 +136,11 @@ class Program:
             config.seed,
             self.where,
             self.declared,
-            self.phases,
         )
         deterministic = config.train.deterministic
-        jitted = jit_step(
-            function,
-            self.where,
-            fields,
-            self.mesh,
-            self.device,
-            deterministic,
-            takes_lengths=self.lengths is not None,
-        )
+        jitted = jit_step(function, self.where, fields, self.mesh, self.device, deterministic)
         with jax.set_mesh(self.mesh):
-            arguments = [self.shapes, batch_shapes(fields, self.mesh)]
-            if self.lengths is not None:
-                arguments.append(self.lengths)
-            return jitted.lower(*arguments)
+            return jitted.lower(self.shapes, batch_shapes(fields, self.mesh), self.rates(step))
 
     def _model_at(self, step: int) -> Model:
         """Return the model for the batches of the phase that a step is in."""

@@ -142,7 +142,7 @@ def test_a_size_on_the_command_line_is_not_chosen(corpus, tmp_path, few):
     [
         ({"train__minutes": -1}, "config.train.minutes is -1.0; it must not be negative"),
         ({"train__steps": 30}, "config.train.steps is 30"),
-        ({"train__schedule": "cosine"}, "config.train.schedule is 'cosine'"),
+        ({"train__branch": True}, "config.train.branch is True"),
         ({"data__phases": "[{'until': 1.0}]"}, "config.data.phases is not empty"),
         ({"stage": "prepare"}, "config.stage is 'prepare'"),
         ({"train__minutes": 0}, "config.train.batch is 0"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,7 +15,6 @@ from slmjax.studies.ladder_batches import ladder_batch
 from slmjax.studies.scaling_law import CHINCHILLA
 from slmjax.studies.time_budget import effective_tokens
 from slmjax.studies.time_plan import TimedStep
-from slmjax.train import schedule
 
 CPU = DeviceKind("cpu", "cpu", None, None, 1)
 GPU = DeviceKind("gpu", "NVIDIA H200", 9.0, 140e9, 1)
@@ -166,17 +164,3 @@ def test_minutes_that_are_too_few_are_refused_with_a_number_that_suffices(left):
 ])  # fmt: skip
 def test_the_vocabulary_suits_budget_and_device(minutes, platform, own, expected):
     assert time_plan.text_settings(minutes, platform, own_text=own) == expected
-
-
-def test_lengths_that_come_as_arguments_make_the_same_schedule():
-    train = configs.freeze(configs.base()).train
-    steps = np.arange(train.steps + 1)
-    lengths = schedule.wsd_lengths(train.warmup, train.steps, train.decay)
-    lengths = schedule.WsdLengths(*map(np.int32, lengths))
-
-    @jax.jit
-    def factors(lengths):
-        return schedule.factor(train, steps, lengths=lengths)
-
-    # XLA divides by a constant as it multiplies by its reciprocal.
-    np.testing.assert_allclose(factors(lengths), schedule.factor(train, steps), rtol=0, atol=1e-6)
