@@ -9,10 +9,11 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import functools
 import json
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,13 +74,6 @@ TIMED_SHARE, TIMED_SECONDS, LEAST_TIMED = 0.02, 10.0, 4
 CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND, REPORT_SECONDS = 1.0, 300e6, 1.0
 # A matrix product that shows how fast a CPU is: side and repetitions.
 PRODUCT, PRODUCTS = 768, 10
-
-
-class _Measured(NamedTuple):
-    """A size that was compiled and timed."""
-
-    built: Built
-    timed: TimedStep
 
 
 def run_minutes(
@@ -235,15 +229,20 @@ class _Chooser:
         flops = family_flops(model, self.vocab_size, seq_len, device_memory(self.device))
         self.guessed = guessed_speeds(flops, self._product_flops(), self.device.platform)
         guess = _on_first(self._guess)
-        measured = [self._measure(*guess["other"])]
-        decision = _on_first(lambda: self._decision(measured))
-        if decision["other"]:
+        # The newest measurement is the last.
+        timed: list[TimedStep] = []
+        decision = guess
+        while decision["other"]:
             size, tokens = decision["other"]
-            if hosts.is_first():
+            if timed and hosts.is_first():
                 print(f"another size promises more and is measured: {count(size)} parameters")
-            measured.append(self._measure(size, tokens))
-            decision = _on_first(lambda: self._decision(measured))
-        return self._finished(measured[-1], decision)
+            # The state of the size before must not take a device's memory.
+            built = None
+            built, newest = self._measure(size, tokens)
+            timed.append(newest)
+            decide = functools.partial(self._decision, built.program.config, timed)
+            decision = _on_first(decide)
+        return self._finished(built, decision)
 
     def _guess(self) -> dict[str, Any]:
         """Return {"other": (parameters, tokens)} of the first size to measure."""
@@ -263,24 +262,27 @@ class _Chooser:
             guess = best_size(seconds, self.guessed, self.unique_tokens)
         return {"other": (guess.best.parameters, guess.best.tokens)}
 
-    def _decision(self, measured: list[_Measured]) -> dict[str, Any]:
-        """Return {"other": (parameters, tokens) of a size that is worth measuring, or None,
-        "steps": of the run, "chosen": config.train.chosen}.
+    def _decision(self, config: Config, timed: list[TimedStep]) -> dict[str, Any]:
+        """Decide whether the newest size stays, and for how many steps.
+
+        Args:
+          config: of the newest size.
+        Returns: "other": (parameters, tokens) of a size that is worth measuring, or None; "steps"
+          of the run; "chosen", see config.train.
         """
-        timed = [each.timed for each in measured]
         # Raises where too little time is left.
         steps = steps_in(timed[-1], self.config.train.minutes)
         may_change = len(timed) == 1 and not self.config.train.size
         budget, is_other = decide_size(timed, self.guessed, self.unique_tokens, may_change)
         if is_other:
             return {"other": (budget.best.parameters, budget.best.tokens)}
-        config = self._with_steps(measured[-1].built.program.config, steps)
+        config = self._with_steps(config, steps)
         done = datetime.datetime.fromtimestamp(self.deadline).strftime("%H:%M:%S")
         given = bool(self.config.train.size)
         lines = chosen_lines(config, timed[-1], budget, given, self.text_seconds, done)
         return {"other": None, "steps": steps, "chosen": lines}
 
-    def _measure(self, parameters: float, tokens: float) -> _Measured:
+    def _measure(self, parameters: float, tokens: float) -> tuple[Built, TimedStep]:
         """Compile a size, and time its steps, evaluations and checkpoints.
 
         Args:
@@ -324,11 +326,10 @@ class _Chooser:
         now = time.time()
         size = sizes.parameters(program.arch).total
         left = self.deadline - now - after
-        return _Measured(built, TimedStep(size, step, step_tokens, left, now - began))
+        return built, TimedStep(size, step, step_tokens, left, now - began)
 
-    def _finished(self, measured: _Measured, decision: dict[str, Any]) -> tuple[Config, Built]:
-        """Return the config of the run, and what was measured for it."""
-        built = measured.built
+    def _finished(self, built: Built, decision: dict[str, Any]) -> tuple[Config, Built]:
+        """Return the config of the run, and what it makes of what was measured."""
         config = self._with_steps(built.program.config, decision["steps"])
         train = dataclasses.replace(config.train, chosen=tuple(decision["chosen"]))
         config = dataclasses.replace(config, train=train)
