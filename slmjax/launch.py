@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import json
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ STAGES = {
     "mixture": "slmjax.studies.mixture_study:run_mixture",
     "forecast": "slmjax.studies.forecast_study:run_forecast",
 }
+# The stage train where config.train.minutes chooses the size and the steps.
+MINUTES = "slmjax.studies.minutes_run:run_minutes"
 
 USAGE = """\
 usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIELD=VALUE ...]
@@ -40,7 +43,8 @@ usage: python -m slmjax.launch --config=RECIPE.py [--workdir=DIR] [--config.FIEL
                          a teacher's checkpoint names it
   --params=50m           a model of this many parameters, deep and thin, instead of the recipe's
                          shape; initial scales, learning rates and weight decay follow from the
-                         recipe's own (config.model.multipliers, config.train.decay_lr)
+                         recipe's own (config.model.multipliers, config.train.decay_lr); with
+                         config.train.minutes the size is not chosen but this one
   --coordinator=H:P --processes=N --process=I
                          for several processes where they do not learn of each other otherwise
 
@@ -59,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    began = time.time()
     if "--help" in argv or "-h" in argv or not argv:
         print(USAGE + configs.help_text())
         return 0
@@ -82,7 +87,10 @@ def _run(argv: list[str]) -> int:
     if config.stage == "synthesize":
         # A teacher may be somebody else's checkpoint.
         stage_arguments["trust"] = cli.trusted(options)
-    run_stage = _stage_function(config.stage)
+    run_stage = _stage_function(STAGES[config.stage])
+    if config.train.minutes and config.stage == "train":
+        run_stage = _stage_function(MINUTES)
+        stage_arguments["began"] = began
     stage_arguments["command"] = cli.shell_command(["python", "-m", "slmjax.launch", *argv])
     stage_arguments["init_from"] = cli.parent(options)
     workdir = cli.work_directory(options)
@@ -143,9 +151,9 @@ def _check_processes(process: int, processes: int, stage: str) -> None:
         raise UserError(f"the stage {stage} is one process; it takes no --processes.")
 
 
-def _stage_function(stage: str) -> Any:
-    """Return the function that runs a stage, imported only now: most stages import JAX."""
-    module, _, function = STAGES[stage].partition(":")
+def _stage_function(name: str) -> Any:
+    """Return the function "module:name", imported only now: most stages import JAX."""
+    module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 
 

@@ -66,7 +66,9 @@ def make_config(options: dict[str, str], assignments: list[str]) -> configs.Conf
     # --params needs the recipe's own values, which the overrides may change.
     as_written = recipe.copy_and_resolve_references()
     config = apply_overrides(recipe, assignments)
-    if "params" in options:
+    if config.train.minutes:
+        _let_minutes_choose(config, options.get("params", ""), assignments)
+    elif "params" in options:
         _resize(config, as_written, options["params"], assignments)
     if config.stage not in configs.STAGES:
         stages = ", ".join(configs.STAGES)
@@ -162,6 +164,31 @@ def _resize(
     final = configs.freeze(config)
     names = [_assigned_field(text) for text in given]
     config.model.transfer = transfer_lines(base, final.model, final.train, names)
+
+
+def _let_minutes_choose(
+    config: configs.ConfigDict, params: str, assignments: Sequence[str]
+) -> None:
+    """Leave the shape to config.train.minutes, which needs the devices; --params sets the size.
+
+    Raises: UserError for an assignment of a field of the shape, and for --params where the size
+      has been chosen already.
+    """
+    from slmjax.models.choose_shape import SHAPE
+
+    if config.train.chosen:
+        if params:
+            raise UserError(
+                f"--params={params}: the config has a size that config.train.minutes has chosen."
+            )
+        return
+    for name in map(_assigned_field, assignments):
+        if name.removeprefix("model.") in SHAPE:
+            raise UserError(
+                f"--config.{name}: config.train.minutes chooses the shape; set the size by "
+                "--params=SIZE, such as --params=1m."
+            )
+    config.train.size = params
 
 
 def _check_set_once(params: str, decided: Container[str], assignments: Sequence[str]) -> None:

@@ -11,6 +11,9 @@ from slmjax.config.groups import STAGE_OF, Config, TrainConfig
 from slmjax.config.run_phases import are_in_tokens, parse_phases, run_phases
 from slmjax.errors import UserError, nearest
 
+# Fields whose 0 lets config.train.minutes choose.
+OPEN = ("data.vocab_size", "data.seq_len", "train.batch")
+
 
 def freeze(config: ConfigDict) -> Config:
     """Return the checked config of a recipe.
@@ -28,7 +31,10 @@ def freeze(config: ConfigDict) -> Config:
     # Each group is a dataclass of its own.
     for group, group_values in values.items():
         arguments[group] = classes[group](**group_values)
-    frozen = _with_steps(Config(**arguments))
+    config_of_groups = Config(**arguments)
+    # First, as no batch of 0 rows may be counted in steps.
+    _check_minutes(config_of_groups)
+    frozen = _with_steps(config_of_groups)
     _check_together(frozen)
     return frozen
 
@@ -114,6 +120,45 @@ def _check_phases(config: Config) -> None:
             raise UserError(
                 f"config.train.microbatches is {microbatches}; it must divide {field}.batch, "
                 f"{phase.batch}."
+            )
+
+
+def _field(config: Config, name: str) -> Any:
+    """Return the value of a field "group.name"."""
+    group, _, leaf = name.partition(".")
+    return getattr(getattr(config, group), leaf)
+
+
+def _check_minutes(config: Config) -> None:
+    """Raises: UserError for fields that config.train.minutes does not go with, or that need it."""
+    train = config.train
+    if train.size and not train.minutes:
+        raise UserError(
+            f"config.train.size is '{train.size}', which only config.train.minutes reads; give "
+            f"--params={train.size}."
+        )
+    if not train.minutes or train.chosen:
+        for name in OPEN:
+            if not _field(config, name):
+                raise UserError(
+                    f"config.{name} is 0; it must be positive, unless config.train.minutes chooses."
+                )
+        return
+    if train.steps:
+        raise UserError(
+            f"config.train.minutes is {train.minutes:g} and config.train.steps is {train.steps}: "
+            "minutes choose the steps, so leave one of them 0."
+        )
+    others = {
+        "config.data.phases is not empty": bool(config.data.phases),
+        "config.train.branch is True": train.branch,
+        f"config.stage is '{config.stage}'": config.stage != "train",
+    }
+    for other, is_so in others.items():
+        if is_so:
+            raise UserError(
+                f"config.train.minutes is {train.minutes:g}, but {other}; minutes are for the "
+                "stage train without phases or branch."
             )
 
 

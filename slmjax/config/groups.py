@@ -135,8 +135,10 @@ class DataConfig:
     tokenizer: str = setting(
         "", "an existing tokenizer.json; empty: train a byte-level BPE on the text", affects="order"
     )
-    vocab_size: int = setting(1024, "size of the tokenizer that is trained", POSITIVE)
-    seq_len: int = setting(128, "tokens in a row, T", POSITIVE)
+    vocab_size: int = setting(
+        1024, "size of the tokenizer that is trained; 0: train.minutes decides", NOT_NEGATIVE
+    )
+    seq_len: int = setting(128, "tokens in a row, T; 0: train.minutes decides", NOT_NEGATIVE)
     packing: str = setting(
         "best_fit",
         "best_fit keeps documents whole where it can; concat cuts them at row edges",
@@ -193,12 +195,29 @@ class TrainConfig:
         NOT_NEGATIVE,
         affects="order",
     )
+    minutes: float = setting(
+        0.0,
+        "from the command to the report, without the time to prepare the text: the launcher "
+        "chooses the size of the model and train.steps (which must be 0) for this machine; 0: "
+        "train.steps decides",
+        NOT_NEGATIVE,
+    )
+    size: str = setting(
+        "", "with train.minutes: parameters, such as 20m, as --params sets it; empty: chosen"
+    )
+    chosen: tuple[str, ...] = setting(
+        (),
+        "set by train.minutes: what was measured and chosen, and why, one line each",
+        affects="bookkeeping",
+    )
     branch: bool = setting(
         False,
         "go on from a checkpoint of --init_from with its optimizer and its place in the data: the "
         "newest one up to which learning rate and data are the same",
     )
-    batch: int = setting(64, "rows in a step, over all devices", POSITIVE)
+    batch: int = setting(
+        64, "rows in a step, over all devices; 0: train.minutes decides", NOT_NEGATIVE
+    )
     microbatches: int = setting(
         1, "parts of a batch, one after the other (gradient accumulation)", POSITIVE
     )
@@ -235,7 +254,11 @@ class TrainConfig:
         "wsd (warmup, stable, decay), cosine, or phases: each phase's rate",
         choices=("wsd", "cosine", "phases"),
     )
-    warmup: int = setting(100, "steps of linear warmup", NOT_NEGATIVE)
+    warmup: int = setting(
+        100,
+        "steps of linear warmup; 0: none, or a share of the run where train.minutes decides",
+        NOT_NEGATIVE,
+    )
     decay: float = setting(0.2, "share of the run that decays (wsd)", SHARE)
     z_loss: float = setting(0.0, "coefficient of logsumexp squared", NOT_NEGATIVE)
     spike_sigma: float = setting(

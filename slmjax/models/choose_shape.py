@@ -12,12 +12,19 @@ from slmjax.models.architecture import Architecture
 from slmjax.models.pattern import from_config, parts
 from slmjax.models.sizes import ff_width_for, parameters
 
+# The fields of the model that make its shape.
+SHAPE = ("width", "layers", "heads", "kv_heads", "head_dim", "ff_width")
 LARGEST = 10**12  # parameters that --params takes at most
 TOLERANCE = 0.03  # how far a shape's total may be from the budget
 FACTORS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}  # of the letter behind a number of --params
 # Layers at 125M, which grow with the fourth root of the budget. MobileLLM (Liu et al. 2024) has 30
 # layers at 125M, 32 at 350M, 40 at 600M and 54 at 1B.
 DEPTH, DEPTH_BUDGET = 30, 125e6
+# Wide shapes have a layer for this many channels, and at least four. In equal time on one GPU, 8
+# layers of width 512 did better than 15 of width 384 (configs/30m.py) and compiled faster. nanochat
+# (Karpathy 2025) has the same ratio.
+WIDTH_OF_LAYER, LEAST_LAYERS = 64, 4
+MOST_UNUSUAL = math.log(1.5)  # wide shapes have at most this factor more or fewer layers
 QUERIES_PER_KEY = 3.5  # query heads for each key/value head, aimed at on a logarithmic scale
 MOST_QUERIES_PER_KEY = 5
 MOST_HEADS = 32  # query heads
@@ -37,7 +44,9 @@ def parse_params(text: str | int | float) -> int:
     return round(value)
 
 
-def reshape(params: int, model: ModelConfig, tokenizer_size: int) -> dict[str, int]:
+def reshape(
+    params: int, model: ModelConfig, tokenizer_size: int, *, wide: bool = False
+) -> dict[str, int]:
     """Return the fields of `model` that give it about `params` parameters in all.
 
     The shape is that of `shape_for`, with its layers rounded to whole repeats of the pattern. Where
@@ -45,10 +54,11 @@ def reshape(params: int, model: ModelConfig, tokenizer_size: int) -> dict[str, i
 
     Args:
       tokenizer_size: rows of the embedding where the config does not set them.
+      wide: see `shape_for`.
     Raises: UserError if no shape is within TOLERANCE.
     """
     vocab_size = model.vocab_size or tokenizer_size
-    shape = shape_for(params, vocab_size)
+    shape = shape_for(params, vocab_size, wide=wide)
     # Blocks of each part of the pattern; only the middle one repeats.
     start, repeated, end = map(len, parts(model.pattern))
     unrepeated = start + end
@@ -76,16 +86,19 @@ class _Candidate(NamedTuple):
     fields: dict[str, int]
 
 
-def shape_for(params: int, vocab_size: int) -> dict[str, int]:
+def shape_for(params: int, vocab_size: int, *, wide: bool = False) -> dict[str, int]:
     """Return the model fields of a tied decoder of about `params` parameters in all.
 
     The fields are width, layers, heads, kv_heads, head_dim and ff_width. Shapes are deep and thin:
     about 30 layers at 125M, see DEPTH. Heads have 128 channels from 100M, 64 below and 32 below 5M;
     heads x head size is the width; the feed-forward width is 8/3 of the width (Shazeer 2020); three
     or four query heads share a key/value head where they divide.
+
+    Args:
+      wide: a layer for every WIDTH_OF_LAYER channels instead, see there.
     Raises: UserError if no shape is within 3 %: the vocabulary is too large for the budget.
     """
-    candidates = list(_candidates(params, vocab_size))
+    candidates = list(_candidates(params, vocab_size, wide))
     if not candidates:
         raise UserError(
             f"--params={params}: no shape is within {TOLERANCE:.0%} with {vocab_size} tokens; take "
@@ -95,21 +108,26 @@ def shape_for(params: int, vocab_size: int) -> dict[str, int]:
     return best.fields
 
 
-def _candidates(params: int, vocab_size: int) -> Iterator[_Candidate]:
+def _candidates(params: int, vocab_size: int, wide: bool) -> Iterator[_Candidate]:
     """Yield the shapes near the budget, for each number of heads and feed-forward width to try."""
     # Larger models take wider heads, which fill a tile of the matrix unit.
     head_dim, ff_multiple = 32, 64
+    if wide and params < 1e6:
+        # Few wide heads would leave large gaps between the sizes.
+        head_dim, ff_multiple = 16, 32
     if params >= 5e6:
         head_dim = 64
     if params >= 100e6:
         head_dim, ff_multiple = 128, 128
-    usual_layers = DEPTH * (params / DEPTH_BUDGET) ** 0.25
     for heads in range(1, MOST_HEADS + 1):
         kv_heads = _kv_heads(heads)
         # 7 or 11 query heads, for example, would all share one key/value head.
         if heads / kv_heads > MOST_QUERIES_PER_KEY:
             continue
         width = heads * head_dim
+        usual_layers = DEPTH * (params / DEPTH_BUDGET) ** 0.25
+        if wide:
+            usual_layers = max(LEAST_LAYERS, width / WIDTH_OF_LAYER)
         # The feed-forward width, in units of `ff_multiple`.
         usual_units = round(8 / 3 * width / ff_multiple)
         for units in (usual_units - 1, usual_units, usual_units + 1):
@@ -124,6 +142,8 @@ def _candidates(params: int, vocab_size: int) -> Iterator[_Candidate]:
             # Depth decides. An unusual feed-forward width costs as much as a fifth more or fewer
             # layers, and so does a total that is off by more than half of the tolerance.
             cost = abs(math.log(layers / usual_layers))
+            if wide and cost > MOST_UNUSUAL:
+                continue
             cost = cost + 0.2 * (units != usual_units)
             cost = cost + 0.2 * (error > TOLERANCE / 2)
             fields = {

@@ -210,6 +210,21 @@ def agree(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def agree_text(text: str) -> str:
+    """Return the first process's text, on every process."""
+    if jax.process_count() == 1:
+        return text
+    from jax.experimental import multihost_utils
+
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    # The others must know how long it is.
+    length = agree(len(encoded))
+    padded = np.zeros(length, np.uint8)
+    if is_first():
+        padded[:] = encoded
+    return multihost_utils.broadcast_one_to_all(padded).tobytes().decode()
+
+
 def local_rows(sharding: jax.sharding.Sharding, rows: int, length: int) -> np.ndarray:
     """Return the sorted numbers of the batch's rows that this process's devices hold."""
     numbers = np.arange(rows)

@@ -142,6 +142,9 @@ def _headline(records: metrics.Records) -> dict[str, str]:
     if summary:
         tiles["goodput"] = percent(summary["goodput"])
         tiles["wall time"] = duration(summary["wall"])
+    promise = _minutes(records)
+    if promise:
+        tiles["time taken, promised"] = promise
     # The median, as steps that write a checkpoint or meet a slow disk are outliers.
     _, speeds = metrics.series(records, "perf/tokens_per_second")
     if len(speeds):
@@ -157,6 +160,20 @@ def _headline(records: metrics.Records) -> dict[str, str]:
     if skipped is not None and skipped > 0:
         tiles["steps skipped"] = f"{skipped:,.0f}"
     return tiles
+
+
+def _minutes(records: metrics.Records) -> str:
+    """Return the time that a run took and the one that config.train.minutes promised, in words.
+
+    "" for other runs, and for one that is not finished or was interrupted.
+    """
+    promise = metrics.last_event(records, "minutes")
+    finish = metrics.last_event(records, "finish")
+    if not promise or not finish or metrics.events(records, "resume"):
+        return ""
+    promised = promise["promised_seconds"]
+    taken = promised + finish["time"] - promise["deadline"]
+    return f"{duration(taken)}, {duration(promised)}"
 
 
 def _finite_median(values: Float[np.ndarray, "points"]) -> float:

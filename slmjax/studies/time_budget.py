@@ -30,7 +30,7 @@ class SizeForTime:
 
 @dataclasses.dataclass(frozen=True)
 class TimeBudget:
-    """The best size, and half and twice as large ones for comparison."""
+    """A size, the best one unless it is said, and half and twice as large ones for comparison."""
 
     best: SizeForTime
     half: SizeForTime
@@ -74,24 +74,39 @@ def best_size(
         )
     if law.data_factor <= 0 or law.data_exponent <= 0:
         raise UserError("The law has no part for tokens, so that the largest model always wins.")
-
-    def outcome(parameters: float) -> SizeForTime:
-        speed = float(_speeds(throughput, np.array([parameters]))[0])
-        tokens = speed * seconds
-        effective = float(effective_tokens(np.array([tokens]), unique_tokens)[0])
-        loss = float(law.loss(parameters, effective))
-        epochs = tokens / unique_tokens
-        return SizeForTime(round(parameters), round(tokens), speed, epochs, loss)
-
     low, high = min(throughput), max(throughput)
     number = 2 + int(np.log(high / low) / np.log(SPACING))
     sizes = np.geomspace(low, high, number)
-    tokens = _speeds(throughput, sizes) * seconds
+    tokens = speeds_between(throughput, sizes) * seconds
     losses = law.loss(sizes, effective_tokens(tokens, unique_tokens))
     place = int(np.argmin(losses))
     ends = {0: "smallest", number - 1: "largest"}
-    best = float(sizes[place])
-    return TimeBudget(outcome(best), outcome(best / 2), outcome(2 * best), ends.get(place, ""))
+    best = alternatives(float(sizes[place]), seconds, throughput, unique_tokens, law)
+    return dataclasses.replace(best, end=ends.get(place, ""))
+
+
+def alternatives(
+    parameters: float,
+    seconds: float,
+    throughput: Mapping[int, float],
+    unique_tokens: float,
+    law: ScalingLaw = CHINCHILLA,
+) -> TimeBudget:
+    """Return what a size makes of a time, next to half and twice as large ones.
+
+    The other arguments are those of `best_size`.
+    """
+    sizes = parameters * np.array([1.0, 0.5, 2.0])
+    speeds = speeds_between(throughput, sizes)
+    tokens = speeds * seconds
+    losses = law.loss(sizes, effective_tokens(tokens, unique_tokens))
+    outcomes = []
+    for size, count, speed, loss in zip(sizes, tokens, speeds, losses):
+        epochs = count / unique_tokens
+        outcomes.append(
+            SizeForTime(round(size), round(count), float(speed), float(epochs), float(loss))
+        )
+    return TimeBudget(*outcomes, end="")
 
 
 def effective_tokens(
@@ -109,10 +124,15 @@ def effective_tokens(
     return np.minimum(tokens, unique_tokens) + unique_tokens * worth
 
 
-def _speeds(
+def speeds_between(
     throughput: Mapping[int, float], sizes: Float[np.ndarray, "sizes"]
 ) -> Float[np.ndarray, "sizes"]:
-    """Return tokens per second: straight lines between the measured points on logarithmic axes."""
+    """Return tokens per second: straight lines between the measured points on logarithmic axes.
+
+    Args:
+      throughput: {parameters: tokens per second}, of two or more sizes. The first and the last line
+        reach on.
+    """
     points = sorted(throughput.items())
     x, y = np.log(np.array(points, np.float64)).T
     logarithms = np.log(sizes)

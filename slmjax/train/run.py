@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import slmjax
 from slmjax import config as configs
 from slmjax.checkpoint import Checkpoints, digest
-from slmjax.config import Config
+from slmjax.config import Config, TrainConfig
 from slmjax.config.run_phases import parse_phases
 from slmjax.data.rows import HeldRows, shape_key
 from slmjax.errors import UserError
@@ -27,7 +27,7 @@ from slmjax.record import metrics as records
 from slmjax.record.goodput import Goodput
 from slmjax.record.progress import banner
 from slmjax.record.report import write_report
-from slmjax.tasks.task import Facts, Task
+from slmjax.tasks.task import Facts, Task, TaskBuilder
 from slmjax.text.claims import Claim
 from slmjax.text.files import write_atomic
 from slmjax.text.tokenizer import Tokenizer
@@ -42,6 +42,23 @@ from slmjax.train.resume import Start
 from slmjax.train.state import TrainState, saved
 
 
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a run is made of, before its checkpoints are read.
+
+    steps, state: the compiled steps (see `compile_all`) and the state before the first step, where
+      a caller has made them already.
+    facts: what the caller wants on record, as {event: its fields}.
+    """
+
+    builder: TaskBuilder
+    program: Program
+    task: Task
+    steps: dict[tuple, Callable] = dataclasses.field(default_factory=dict)
+    state: TrainState | None = None
+    facts: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
 def run_train(
     config: Config,
     workdir: str,
@@ -52,6 +69,7 @@ def run_train(
     claim: Claim | None = None,
     devices: Sequence[jax.Device] | None = None,
     leave: Leave | None = None,
+    built: Built | None = None,
 ) -> int:
     """Train, or print that the run is finished; return the exit status.
 
@@ -62,6 +80,8 @@ def run_train(
       devices: those of the run's mesh; None: all.
       leave: says when to save and leave; None: a signal does. A run in a thread needs one, as only
         the main thread hears signals.
+      built: what this config makes, for a new run whose step was compiled to be timed; None: it is
+        made here.
     Raises: UserError for a config that cannot be trained here, see `build_run` and `loop.train`.
     """
     use_compile_cache()
@@ -83,9 +103,10 @@ def run_train(
         began=began,
         claim=claim or Claim(),
         devices=devices,
+        built=built,
     )
     if run is None:
-        _print_finished(folder, config.train.steps)
+        _print_finished(folder, config.train)
         return 0
     with jax.set_mesh(run.program.mesh):
         if leave is not None:
@@ -105,6 +126,7 @@ def build_run(
     began: float | None,
     claim: Claim,
     devices: Sequence[jax.Device] | None,
+    built: Built | None = None,
 ) -> Run | None:
     """Build task, model, step and state of a run; restore what can be restored.
 
@@ -125,11 +147,11 @@ def build_run(
     # It counts the time since the process began, so the time before this line too.
     goodput = Goodput(past, from_step=start.step, began=began)
 
-    # Text is prepared here; its vocabulary gives the embedding's size.
-    builder = builder_of(config, str(folder), init_from)
+    if built is None:
+        # Text is prepared here; its vocabulary gives the embedding's size.
+        built = build(config, mesh, builder_of(config, str(folder), init_from))
+    builder, program, task = built.builder, built.program, built.task
     tokenizer = builder.tokenizer
-    program = make_program(config, mesh, builder.vocab_size)
-    task = task_of(builder, program)
     # What identifies the run in every checkpoint.
     meta = {
         "config": configs.to_dict(config),
@@ -157,13 +179,13 @@ def build_run(
                 )
                 goodput.from_step = start.step
             else:
-                state = program.init()
+                state = built.state or program.init()
             if init_from and not config.train.branch:
                 state, meta["parents"], damaged = inherit(
                     init_from, state, program.shapes, program.declared[1], meta["tokenizer"]
                 )
         with goodput.spent("compile"):
-            steps = compile_all(program, task, start, state)
+            steps = built.steps or compile_all(program, task, start, state)
     # Nothing is written before the step has compiled: a run that cannot start leaves no trace.
     facts = builder.facts(task)
     writer = open_records(config, folder, tokenizer, start, resumed=past is not None)
@@ -186,8 +208,16 @@ def build_run(
         claim=claim,
     )
     _record_start(run, facts, damaged)
+    for name, fields in built.facts.items():
+        writer.event(name, start.step, **fields)
     _print_banner(run, facts)
     return run
+
+
+def build(config: Config, mesh: Mesh, builder: TaskBuilder) -> Built:
+    """Return what a config makes on a mesh; nothing is compiled. Raises: UserError."""
+    program = make_program(config, mesh, builder.vocab_size)
+    return Built(builder, program, task_of(builder, program))
 
 
 def compile_all(
@@ -254,7 +284,8 @@ def _print_banner(run: Run, facts: Facts) -> None:
         "devices": f"{mesh.size} x {program.device.name}{axes}",
     }
     # A reason's first word is the name of what was chosen.
-    for reason in (*run.config.model.transfer, *program.reasons):
+    chosen = (*run.config.train.chosen, *run.config.model.transfer)
+    for reason in (*chosen, *program.reasons):
         name, _, sentence = reason.partition(" ")
         lines[name] = sentence
     pieces = program.model.chunks
@@ -384,9 +415,13 @@ def _skipped_before(past: records.Records | None, step: int) -> int:
     return sum(event["step"] <= step for event in records.events(past, "skipped"))
 
 
-def _print_finished(folder: epath.Path, steps: int) -> None:
+def _print_finished(folder: epath.Path, train: TrainConfig) -> None:
     if hosts.is_first():
         report = write_report(folder, defaults=configs.to_dict(Config()))
+        steps = train.steps
         print(f"This run is finished: {steps} steps. Its report: {report}")
+        if train.minutes:
+            print("For another one, --workdir=DIR.")
+            return
         longer = f"For a longer one, --config.train.steps={2 * steps}; for" if steps else "For"
         print(f"{longer} another, --workdir=DIR.")

@@ -55,8 +55,9 @@ class TextBuilder(TaskBuilder):
         evaluations.append(Samples(program, prepared))
         if CHAT in kinds and config.eval.answers:
             evaluations.append(AnswerLengths(program, prepared, config.eval.answers))
-        # Without sources the text is the embedded textbook, whose questions it can answer.
-        embedded = not config.data.sources
+        # Without sources the text is the embedded textbook, whose questions it can answer. They
+        # take a minute, which a run of a few minutes needs for training.
+        embedded = not config.data.sources and not config.train.minutes
         if embedded or config.eval.textbook:
             evaluations.append(TextbookAnswers(prepared, compared=embedded))
         if embedded:
