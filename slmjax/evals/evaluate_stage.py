@@ -1,6 +1,7 @@
 """The stage evaluate: what a finished run can do, on sets of questions and texts."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -99,6 +100,9 @@ def run_evaluate(
     for task in tasks:
         answering = _answering(task, settings, model.chat)
         part = _part_of(task, answering, run, config.seed)
+        if task.shots:
+            shown = repr(examples[task.shots]).encode()
+            part["examples"] = hashlib.sha256(shown).hexdigest()
         kept = _kept_result(_task_file(folder, task), part)
         plan = None
         if kept is None:

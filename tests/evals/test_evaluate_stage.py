@@ -60,6 +60,7 @@ def files(tmp_path):
     return {
         name: str(write_items(tmp_path / f"{name}.jsonl", record, record))
         for name, record in FORMATS.items()
+        if name != "questions"  # gsm8k_test has their format
     }
 
 
@@ -94,8 +95,6 @@ def test_every_format_has_its_figures_and_a_rerun_gives_the_same(
         "options": "acc",
         "sentences": "acc",
         "continuations": "acc",
-        "questions-0-shot": "exact",
-        "questions-1-shot": "exact",
         "texts": "bits_per_byte",
     }
     asked = results["tasks"]["gsm8k_test-0-shot"]["figures"]
@@ -121,7 +120,7 @@ def test_every_format_has_its_figures_and_a_rerun_gives_the_same(
     write_items(shared / "gsm8k" / "test.jsonl", QUESTION, QUESTION)
     assert evaluate(run, tmp_path / "first", *flags) == 0
     printed = capsys.readouterr().out
-    assert printed.count(" items in ") == 2 and printed.count("  2 items in ") == 2
+    assert printed.count(" items in ") == printed.count("  2 items in ") == 2
     assert {look.set for look in read_looks(tmp_path / "runs" / "looks.jsonl")} >= {"arc_easy"}
 
 
