@@ -187,6 +187,8 @@ def _typed_entries(field: ConfigField, values: list | tuple) -> tuple:
         if not all(map(_is_number, values)):
             raise TypeError("numbers, such as (0.001, 0.01)")
         return tuple(map(float, values))
+    if kind is int and not all(type(value) is int for value in values):
+        raise TypeError("whole numbers, such as (0, 8)")
     # Entries of any other kind are checked by the stage that reads them.
     return tuple(values)
 
@@ -201,7 +203,7 @@ def _entries_of_text(field: ConfigField, text: str) -> Any:
     value = literal(text)
     if isinstance(value, list | tuple):
         return value
-    if _entry_kind(field) is float:
+    if _entry_kind(field) in (float, int):
         # A single number. Numbers with commas between them were a literal tuple above.
         return (value,) if _is_number(value) else value
     # A text that begins with a bracket and is no literal has a typing mistake.
