@@ -310,6 +310,12 @@ def checkpoint_hash(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
+    """Return work directory, step and hash of a checkpoint, then those of its ancestors."""
+    parent = {"workdir": init_from, "step": step, "hash": checkpoint_hash(meta)}
+    return [parent, *meta.get("parents", [])]
+
+
 def meta_fault(meta: Any, step: int) -> str:
     """Return what is wrong with the meta item of a step's checkpoint; "" for nothing.
 

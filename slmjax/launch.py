@@ -26,6 +26,7 @@ STAGES = {
     "recall": "slmjax.studies.recall_study:run_recall",
     "mixture": "slmjax.studies.mixture_study:run_mixture",
     "forecast": "slmjax.studies.forecast_study:run_forecast",
+    "evaluate": "slmjax.evals.evaluate_stage:run_evaluate",
 }
 
 USAGE = """\
@@ -79,8 +80,8 @@ def _run(argv: list[str]) -> int:
     elif processes or process >= 0:
         _check_processes(process, processes, config.stage)
         stage_arguments |= {"process": process, "processes": processes}
-    if config.stage == "synthesize":
-        # A teacher may be somebody else's checkpoint.
+    if config.stage in ("synthesize", "evaluate"):
+        # A teacher, or the model that is evaluated, may be somebody else's checkpoint.
         stage_arguments["trust"] = cli.trusted(options)
     run_stage = _stage_function(config.stage)
     stage_arguments["command"] = cli.shell_command(["python", "-m", "slmjax.launch", *argv])
@@ -139,7 +140,7 @@ def _check_processes(process: int, processes: int, stage: str) -> None:
     """Raises: UserError for options that do not fit a stage whose processes share only a folder."""
     if not 0 <= process < processes:
         raise UserError("--processes=N and --process=0..N-1 go together.")
-    if stage in ("recall", "mixture", "forecast"):
+    if stage in ("recall", "mixture", "forecast", "evaluate"):
         raise UserError(f"the stage {stage} is one process; it takes no --processes.")
 
 

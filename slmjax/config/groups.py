@@ -8,6 +8,7 @@ import dataclasses
 from slmjax.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Check, setting
 from slmjax.config.stage_groups import (
     CurateConfig,
+    EvaluateConfig,
     ForecastConfig,
     MixtureConfig,
     StudyConfig,
@@ -340,12 +341,22 @@ class MeshConfig:
     expert: int = setting(1, "reserved", RESERVED, affects="compile")
 
 
-STAGES = ("train", "prepare", "synthesize", "curate", "recall", "mixture", "forecast")
+STAGES = (
+    "train",
+    "prepare",
+    "synthesize",
+    "curate",
+    "recall",
+    "mixture",
+    "forecast",
+    "evaluate",
+)
 # {group: the only stage that reads it}. All other groups are training's; any stage may set them.
 STAGE_OF = {
     "study": "recall",
     "mixture": "mixture",
     "forecast": "forecast",
+    "evaluate": "evaluate",
     "synthesize": "synthesize",
     "curate": "curate",
 }
@@ -357,8 +368,8 @@ class Config:
 
     stage: str = setting(
         "train",
-        "what to do: train, prepare (tokenize only), synthesize, curate, recall, mixture or "
-        "forecast; the last five have recipes of their own",
+        "what to do: train, prepare (tokenize only), synthesize, curate, recall, mixture, forecast "
+        "or evaluate; the last six have recipes of their own",
     )
     task: str = setting(
         "lm",
@@ -380,5 +391,6 @@ class Config:
     study: StudyConfig = StudyConfig()  # noqa: RUF009 (frozen)
     mixture: MixtureConfig = MixtureConfig()  # noqa: RUF009 (frozen)
     forecast: ForecastConfig = ForecastConfig()  # noqa: RUF009 (frozen)
+    evaluate: EvaluateConfig = EvaluateConfig()  # noqa: RUF009 (frozen)
     synthesize: SynthesizeConfig = SynthesizeConfig()  # noqa: RUF009 (frozen)
     curate: CurateConfig = CurateConfig()  # noqa: RUF009 (frozen)

@@ -1,4 +1,4 @@
-"""Fields of the stages recall, mixture, forecast, synthesize and curate, each stage's own group."""
+"""Fields of the stages besides training, each stage's own group."""
 
 import dataclasses
 import math
@@ -9,6 +9,8 @@ RATES = Check(
     lambda values: all(0 <= value < math.inf for value in values),
     "hold numbers that are not negative",
 )
+# Draws of a question have seeds of their own, see evals/question_answers.py.
+UP_TO_4096 = Check(lambda value: 0 <= value <= 4096, "be 0 to 4096")
 # The number of a band is kept in one byte, whose largest values have other meanings.
 UP_TO_250 = Check(lambda value: 0 < value <= 250, "be positive, and 250 at most")
 
@@ -93,6 +95,38 @@ class ForecastConfig:
     )
     measured: tuple[str, ...] = setting(
         (), "work directories of the target's runs; empty: it is not trained yet"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """The stage evaluate: what a finished run can do."""
+
+    tasks: tuple[str, ...] = setting(
+        (),
+        "names of files in $SLMJAX_SHARED/evals, gsm8k_test, gsm8k_train, textbook (the embedded "
+        "one) or keys of evaluate.files",
+    )
+    files: dict = setting(
+        {},
+        "{name: path} of a .jsonl of your own, whose fields are those of a known format, or of a "
+        ".txt, whose bits per byte are measured; these are tasks, too",
+    )
+    items: int = setting(
+        0, "most items of a task, drawn by seed: the same for every model; 0: all", NOT_NEGATIVE
+    )
+    shots: tuple[int, ...] = setting(
+        (0,), "worked examples before each word problem; (0, 8) measures without and with 8"
+    )
+    samples: int = setting(
+        0,
+        "sampled answers of a word problem, for the vote and pass@k, besides the greedy one",
+        UP_TO_4096,
+    )
+    temperature: float = setting(0.8, "of the sampled answers", POSITIVE)
+    max_tokens: int = setting(256, "most tokens of an answer", POSITIVE)
+    calculator: bool = setting(
+        False, "write the result where the model has written <<48/2=, as Cobbe et al. 2021 do"
     )
 
 

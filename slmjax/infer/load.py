@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from slmjax.checkpoint import DamagedCheckpoint, StoredModel
+from slmjax.checkpoint import DamagedCheckpoint, StoredModel, ancestors
 from slmjax.config import Config, check_trust, freeze, from_dict
 from slmjax.errors import HOW_TO_RESTORE, UserError
 from slmjax.exported.read_export import checkpoints_of
@@ -31,6 +31,8 @@ class Loaded:
     buffers: dict
     tokenizer: tokenizers.Tokenizer | None  # None if the model's task has no text
     step: int
+    # Work directory, step and hash of this checkpoint, then those of its ancestors, nearest first.
+    lineage: list[dict]
 
 
 def load_model(
@@ -146,7 +148,8 @@ def _load(
         items["buffers"] = _shapes_to_load(lambda: lm.init_buffers(arch))
     restored = checkpoints.restore(step, items).items
     buffers = restored.get("buffers", {})
-    return Loaded(config, arch, restored["params"], buffers, tokenizer, step)
+    lineage = ancestors(str(root), step, meta)
+    return Loaded(config, arch, restored["params"], buffers, tokenizer, step, lineage)
 
 
 def _shapes_to_load(make: Callable[[], dict]) -> dict:

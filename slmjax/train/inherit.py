@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from slmjax.checkpoint import Checkpoints, RestoredItems, checkpoint_hash, named
+from slmjax.checkpoint import Checkpoints, RestoredItems, ancestors, checkpoint_hash, named
 from slmjax.config import FIELDS, as_today, parent_folders
 from slmjax.errors import UserError
 from slmjax.exported.read_export import checkpoints_of
@@ -242,12 +242,6 @@ def _like(tree: dict, values: dict) -> dict:
     by_name = named(values)
     leaves = [by_name[name] for name in named(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
-
-
-def ancestors(init_from: str, step: int, meta: dict) -> list[dict]:
-    """Return work directory, step and hash of a checkpoint, then those of its ancestors."""
-    parent = {"workdir": init_from, "step": step, "hash": checkpoint_hash(meta)}
-    return [parent, *meta.get("parents", [])]
 
 
 def unreadable_parent(init_from: str, damaged: Sequence[str]) -> UserError:

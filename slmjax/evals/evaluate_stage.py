@@ -1,0 +1,260 @@
+"""The stage evaluate: what a finished run can do, on sets of questions and texts."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from slmjax.config import Config, EvaluateConfig
+from slmjax.errors import UserError
+from slmjax.evals import evaluation_items as sets
+from slmjax.evals.evaluation_items import EvaluationSet, QuestionItem, read_set
+from slmjax.evals.evaluation_page import write_evaluation_report, write_items
+from slmjax.evals.evaluation_runs import Examined, examined, measured_set
+from slmjax.evals.evaluation_text import figures_line
+from slmjax.evals.looks import Look, append_look, count_looks, now, parameters_hash, read_looks
+from slmjax.evals.question_answers import AnswerSettings, drawn_examples
+from slmjax.infer.load import load_model
+from slmjax.parallel.compiling import use_compile_cache
+from slmjax.parallel.mesh import device_kind, make_mesh
+from slmjax.readable import duration
+from slmjax.text.files import check_writable, write_atomic
+from slmjax.text.remote import existing_work_place
+
+JOURNAL = "looks.jsonl"
+EXAMPLES_SEED = 0  # of the worked examples, the same for every run
+# What a task's saved result must agree on, to be kept by a later start.
+Part = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTask:
+    """A set, and how many worked examples stand before each of its questions."""
+
+    of: EvaluationSet
+    shots: int
+
+    @property
+    def label(self) -> str:
+        """Its name in results and file names, such as "gsm8k_test-8-shot"."""
+        if self.of.kind == sets.QUESTIONS and self.of.name != sets.TEXTBOOK:
+            return f"{self.of.name}-{self.shots}-shot"
+        return self.of.name
+
+
+def run_evaluate(
+    config: Config,
+    workdir: str,
+    *,
+    init_from: str = "",
+    command: str = "",
+    trust: Sequence[str] = (),
+) -> int:
+    """Measure the run `init_from` on config.evaluate.tasks, and return the exit status.
+
+    Results are results.json, report.html and items/<task>.html in the work directory. A task whose
+    result is there already, of the same parameters, data and settings, is not measured again. Each
+    newly seen figure of a test set is noted in looks.jsonl next to the evaluated run.
+
+    Args:
+      trust: names of code that the run's checkpoint may import.
+    Raises: UserError for a run or set that cannot be read, and for unfit settings.
+    """
+    settings = config.evaluate
+    run_place = _evaluated_run(init_from)
+    check_writable(workdir)
+    tasks = read_tasks(settings, config.seed)
+    examples = _examples(tasks, settings)
+    journal = _journal(run_place, workdir)
+    # A damaged journal is better noticed now than after the work.
+    looks = read_looks(journal)
+    use_compile_cache()
+    loaded = load_model(run_place, trust=trust)
+    device = device_kind(make_mesh({"data": 1}, jax.local_devices()[:1]))
+    model = examined(loaded, device)
+    run = {
+        "workdir": run_place,
+        "step": loaded.step,
+        "parameters": parameters_hash(loaded.params),
+        "lineage": loaded.lineage,
+    }
+    folder = epath.Path(workdir)
+    results: dict[str, Any] = {
+        "date": now(),
+        "command": command,
+        "device": jax.local_devices()[0].device_kind,
+        "run": run,
+        "settings": dataclasses.asdict(settings) | {"seed": config.seed, "chat": model.chat},
+        "tasks": {},
+    }
+    for task in tasks:
+        result = _measured_task(model, task, examples, settings, config.seed, run, folder)
+        results["tasks"][task.label] = result
+        print(f"{task.label}: {figures_line(result['figures'])}", flush=True)
+        if task.of.is_test:
+            look = _look(task, result, run, settings)
+            if look not in [dataclasses.replace(seen, date=look.date) for seen in looks]:
+                append_look(journal, look)
+                looks.append(look)
+    results["looks"] = _looks_of(looks, _family(run))
+    write_atomic(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    report = write_evaluation_report(folder, results)
+    print(f"Report: {report}")
+    return 0
+
+
+def read_tasks(settings: EvaluateConfig, seed: int) -> list[EvaluationTask]:
+    """Return the tasks of config.evaluate, with their items.
+
+    Raises: UserError without tasks, for shots that are no numbers, and as `read_set`.
+    """
+    names = list(dict.fromkeys([*settings.tasks, *settings.files]))
+    if not names:
+        raise UserError(
+            "config.evaluate.tasks is empty; name sets such as arc_easy,gsm8k_test, or a file of "
+            "yours, such as --config.evaluate.files.mine=mine.jsonl."
+        )
+    for shots in settings.shots or (None,):
+        if type(shots) is not int or shots < 0:
+            raise UserError(f"config.evaluate.shots is {settings.shots}; expected such as (0, 8).")
+    tasks = []
+    for name in names:
+        of = read_set(name, settings.files, settings.items, seed)
+        depends_on_shots = of.kind == sets.QUESTIONS and name != sets.TEXTBOOK
+        for shots in settings.shots if depends_on_shots else (0,):
+            tasks.append(EvaluationTask(of, shots))
+    return tasks
+
+
+def _evaluated_run(init_from: str) -> str:
+    """Return the place of the run. Raises: UserError where none, or several, are named."""
+    if not init_from:
+        raise UserError(
+            "the stage evaluate needs --init_from=DIR, a run's work directory or export."
+        )
+    if "," in init_from and not epath.Path(init_from).exists():
+        raise UserError(f"--init_from={init_from}: the stage evaluate measures one run at a time.")
+    return existing_work_place(init_from, "--init_from")
+
+
+def _journal(run_place: str, workdir: str) -> Path:
+    """Return the journal of looks: next to a local run, else in the local work directory.
+
+    Raises: UserError where both are remote: a journal is locked while it is written.
+    """
+    if "://" not in run_place:
+        return Path(run_place).absolute().parent / JOURNAL
+    if "://" not in workdir:
+        return Path(workdir) / JOURNAL
+    raise UserError(
+        f"--workdir={workdir}: the run is remote, too, so no local folder could hold {JOURNAL}, "
+        "which counts the looks at test sets; use a local --workdir."
+    )
+
+
+def _examples(
+    tasks: Sequence[EvaluationTask], settings: EvaluateConfig
+) -> dict[int, list[QuestionItem]]:
+    """Return {shots: worked examples}, which are problems of GSM8K's training set."""
+    counts = {task.shots for task in tasks if task.shots}
+    if not counts:
+        return {0: []}
+    training = read_set(sets.GSM8K_TRAIN, settings.files, 0, 0).items
+    return {0: []} | {shots: drawn_examples(training, shots, EXAMPLES_SEED) for shots in counts}
+
+
+def _measured_task(
+    model: Examined,
+    task: EvaluationTask,
+    examples: dict[int, list[QuestionItem]],
+    settings: EvaluateConfig,
+    seed: int,
+    run: dict[str, Any],
+    folder: epath.Path,
+) -> Part:
+    """Return a task's result, measured now or by an earlier start, and write its page of items."""
+    of = task.of
+    part = {
+        "set": of.name,
+        "kind": of.kind,
+        "path": of.path,
+        "sha256": of.sha256,
+        "items": len(of.items),
+        "total": of.total,
+        "parameters": run["parameters"],
+        "seed": seed,
+    }
+    if of.kind == sets.QUESTIONS:
+        answering = AnswerSettings(
+            chat=model.chat and of.name != sets.TEXTBOOK,
+            samples=settings.samples,
+            temperature=settings.temperature,
+            calculator=settings.calculator,
+            max_tokens=settings.max_tokens,
+        )
+        part |= {"shots": task.shots, "answers": dataclasses.asdict(answering)}
+    else:
+        answering = None
+    file = folder / "tasks" / f"{task.label}.json"
+    kept = _kept_result(file, part)
+    if kept is not None:
+        return kept
+    began = time.perf_counter()
+    measured = measured_set(model, of, examples[task.shots], answering, seed)
+    seconds = time.perf_counter() - began
+    print(f"  {len(of.items):,} items in {duration(seconds)}")
+    figures = {name: figure._asdict() for name, figure in measured.figures.items()}
+    result = {"figures": figures, "notes": list(measured.notes), "seconds": seconds}
+    saved = {"part": part, "result": result, "items": measured.records}
+    write_items(folder / "items" / f"{task.label}.html", task.label, measured.records)
+    # Last: where it is there, all of the task is there.
+    write_atomic(file, json.dumps(saved, allow_nan=False))
+    return part | result
+
+
+def _kept_result(file: epath.Path, part: Part) -> Part | None:
+    """Return the result of an earlier start; None where there is none of the same settings."""
+    try:
+        saved = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(saved, dict) or saved.get("part") != part:
+        return None
+    return part | saved["result"]
+
+
+def _look(
+    task: EvaluationTask, result: Part, run: dict[str, Any], settings: EvaluateConfig
+) -> Look:
+    name, figure = next(iter(result["figures"].items()))
+    words = [name]
+    if task.of.kind == sets.QUESTIONS:
+        words += ["greedy", f"{task.shots}-shot", f"{settings.max_tokens} tokens"]
+        words += ["calculator"] * settings.calculator
+    if len(task.of.items) < task.of.total:
+        words.append(f"{len(task.of.items)} items")
+    return Look(
+        date=now(),
+        run=run["workdir"],
+        parameters=run["parameters"],
+        family=_family(run),
+        set=task.of.name,
+        figure=", ".join(words),
+        value=figure["value"],
+    )
+
+
+def _family(run: dict[str, Any]) -> str:
+    """Return the name of the runs among which one is chosen: those of the same oldest ancestor."""
+    return epath.Path(run["lineage"][-1]["workdir"]).name
+
+
+def _looks_of(looks: Sequence[Look], family: str) -> dict[str, int]:
+    """Return {set: looks of a family at it}."""
+    counts = count_looks(looks)
+    return {of: count for (of, of_family), count in counts.items() if of_family == family}

@@ -1,0 +1,234 @@
+"""Measure a model on one evaluation set: figures, and a record of every item for people to read."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.evals import question_answers as asking
+from slmjax.evals.choice_scores import choice_figures, choice_hits, split_by_item
+from slmjax.evals.continuation_scores import ContinuationScorer
+from slmjax.evals.evaluation_items import (
+    CHOICES,
+    CONTINUATIONS,
+    QUESTIONS,
+    TEXTBOOK,
+    EvaluationSet,
+    QuestionItem,
+)
+from slmjax.evals.intervals import Figure, resampled, share_of
+from slmjax.evals.question_answers import Answers, AnswerSettings
+from slmjax.evals.text_bits import text_figures, text_losses
+from slmjax.infer.dialogue import trained_on_dialogues
+from slmjax.infer.engine import Engine
+from slmjax.infer.load import Loaded
+from slmjax.models.lm import Model
+from slmjax.parallel.mesh import DeviceKind
+
+# Rows that are decoded at once.
+DECODED_ROWS = {"cpu": 32}
+MOST_DECODED_ROWS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a model does on a set.
+
+    Attributes:
+      figures: the first one is the set's headline.
+      records: one for each item, see evaluation_page.items_page; "right" is the headline's verdict.
+      notes: sentences on what was cut.
+    """
+
+    figures: dict[str, Figure]
+    records: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """A model in the forms in which evaluations use it."""
+
+    loaded: Loaded
+    scorer: ContinuationScorer
+    engine: Engine
+    chat: bool  # whether it has learned to answer in turns
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a row of training."""
+        return self.loaded.config.data.seq_len
+
+
+def examined(loaded: Loaded, device: DeviceKind) -> Examined:
+    """Return a loaded model, ready to be measured on its device."""
+    tokenizer = loaded.tokenizer
+    scorer = ContinuationScorer(
+        loaded.arch,
+        loaded.params,
+        loaded.buffers,
+        tokenizer,
+        device,
+        loaded.config.data.seq_len,
+    )
+    # Not tuned: an evaluation decodes a few batches of each shape, and compiles in a third of the
+    # time.
+    engine = Engine(
+        loaded.arch,
+        loaded.params,
+        loaded.buffers,
+        tokenizer,
+        max_batch=DECODED_ROWS.get(device.platform, MOST_DECODED_ROWS),
+        tuned=False,
+    )
+    return Examined(loaded, scorer, engine, trained_on_dialogues(loaded.config))
+
+
+def measured_set(
+    model: Examined,
+    of: EvaluationSet,
+    examples: Sequence[QuestionItem],
+    settings: AnswerSettings,
+    seed: int,
+) -> Measured:
+    """Return the figures and items of a set.
+
+    Args:
+      examples: worked examples before each word problem.
+      settings: for word problems; other sets need none.
+      seed: of sampled answers.
+    Raises: UserError where an item is longer than the rows of training allow.
+    """
+    try:
+        if of.kind == CHOICES:
+            return _measure_choices(model, of)
+        if of.kind == CONTINUATIONS:
+            return _measure_continuations(model, of)
+        if of.kind == QUESTIONS:
+            return _measure_questions(model, of, examples, settings, seed)
+        return _measure_texts(model, of)
+    except UserError as error:
+        raise UserError(f"the task {of.name}: {error}") from error
+
+
+def _measure_choices(model: Examined, of: EvaluationSet) -> Measured:
+    pairs = [pair for item in of.items for pair in item.pairs]
+    scores = model.scorer(pairs)
+    log_p = split_by_item(scores.log_p, of.items)
+    hits = choice_hits(of.items, log_p)["acc"]
+    records = []
+    for item, values, right in zip(of.items, log_p, hits, strict=True):
+        options = []
+        for choice, value in zip(item.choices, values, strict=True):
+            options.append({"text": choice, "log_p": float(value)})
+        chosen = int(np.argmax(values))
+        # The context of partial scoring is the choice itself.
+        is_shared = item.pairs[0][0] == item.pairs[1][0]
+        prompt = item.pairs[0][0] if is_shared else f"... {item.pairs[0][1].strip()}"
+        records.append(
+            {
+                "prompt": prompt,
+                "options": options,
+                "gold": item.gold,
+                "chosen": chosen,
+                "right": bool(right),
+                "group": item.group,
+            }
+        )
+    return Measured(choice_figures(of.items, log_p), records, _cut_note(scores.cut))
+
+
+def _measure_continuations(model: Examined, of: EvaluationSet) -> Measured:
+    """Greedy match of the continuation, and the perplexity of a whole continuation.
+
+    Source: EleutherAI's lm-evaluation-harness 0.4.13, lambada_openai (acc and perplexity).
+    """
+    scores = model.scorer([(item.context, item.continuation) for item in of.items])
+
+    def perplexity(rows: np.ndarray) -> float:
+        return float(np.exp(-rows.mean()))
+
+    figures = {
+        "acc": share_of(scores.greedy),
+        "perplexity": resampled(scores.log_p[:, None], perplexity),
+    }
+    records = []
+    for item, value, greedy in zip(of.items, scores.log_p, scores.greedy, strict=True):
+        records.append(
+            {
+                "prompt": item.context,
+                "gold": item.continuation.strip(),
+                "log_p": float(value),
+                "right": bool(greedy),
+            }
+        )
+    return Measured(figures, records, _cut_note(scores.cut))
+
+
+def _measure_questions(
+    model: Examined,
+    of: EvaluationSet,
+    examples: Sequence[QuestionItem],
+    settings: AnswerSettings,
+    seed: int,
+) -> Measured:
+    tokenizer = model.loaded.tokenizer
+    if of.name == TEXTBOOK:
+        rules = asking.textbook_rules()
+        prompts = tokenizer.encode_batch([item.question for item in of.items])
+    else:
+        rules = asking.number_rules()
+        prompts = asking.question_prompts(tokenizer, of.items, examples, settings.chat)
+    asking.check_length(prompts, len(examples), settings.max_tokens, model.longest)
+    answers = asking.answer_prompts(model.engine, prompts, settings, seed)
+    records = []
+    for item, given in zip(of.items, answers, strict=True):
+        records.append(_question_record(item, given, rules))
+    return Measured(asking.answer_figures(of.items, answers, rules), records)
+
+
+def _question_record(
+    item: QuestionItem, given: Answers, rules: Mapping[str, asking.Rule]
+) -> dict[str, Any]:
+    """Return what people read of a question: its answer, and what each rule makes of it."""
+    verdicts = {name: judge(given.greedy, item) for name, judge in rules.items()}
+    first_name, judge = next(iter(rules.items()))
+    sampled = []
+    for text in given.sampled:
+        extracted, right = judge(text, item)
+        sampled.append({"text": text, "extracted": extracted, "right": right})
+    return {
+        "prompt": item.question,
+        "gold": item.answer,
+        "answer": given.greedy,
+        "verdicts": verdicts,
+        "right": verdicts[first_name][1],
+        "sampled": sampled,
+        "group": item.group,
+    }
+
+
+def _measure_texts(model: Examined, of: EvaluationSet) -> Measured:
+    loaded = model.loaded
+    losses = text_losses(
+        Model(model.scorer.arch),
+        loaded.params,
+        model.scorer.buffers,
+        loaded.tokenizer,
+        of.items,
+        model.longest,
+    )
+    records = []
+    for document, nats, size in zip(losses.document, losses.nats, losses.bytes, strict=True):
+        bits = float(nats / np.log(2) / size)
+        records.append({"prompt": of.items[document], "bits_per_byte": bits})
+    return Measured(text_figures(losses), records)
+
+
+def _cut_note(cut: np.ndarray) -> tuple[str, ...]:
+    if not cut.any():
+        return ()
+    sentence = "the beginning of the context was left out, as it is longer than a row of training"
+    return (f"in {cut.sum()} of {len(cut)} sequences {sentence}",)

@@ -1,0 +1,31 @@
+"""Figures of evaluations as text, for the terminal and for pages."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from slmjax.readable import percent
+
+# Figures that are no shares, with their decimals.
+_DECIMALS = {"bits_per_byte": 4, "perplexity": 2, "brier": 3, "calibration_error": 3}
+
+
+def figure_value(name: str, value: float) -> str:
+    """Return a value of a figure of this name as text, in per cent where it is a share."""
+    if name in _DECIMALS:
+        return f"{value:.{_DECIMALS[name]}f}"
+    return percent(value)
+
+
+def figure_interval(name: str, figure: Mapping[str, Any]) -> str:
+    """Return a figure's interval as text, such as "24.1 to 27.8"."""
+    low, high = figure_value(name, figure["low"]), figure_value(name, figure["high"])
+    return f"{low.removesuffix(' %')} to {high}"
+
+
+def figures_line(figures: Mapping[str, Mapping[str, Any]], most: int = 4) -> str:
+    """Return the first figures of a task, each with its interval, on one line."""
+    parts = []
+    for name, figure in list(figures.items())[:most]:
+        value = figure_value(name, figure["value"])
+        parts.append(f"{name} {value} ({figure_interval(name, figure)})")
+    return ", ".join(parts)
