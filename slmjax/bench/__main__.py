@@ -21,6 +21,7 @@ BENCHES = {
     "memory": "memory, state and speed of every token mixer at equal parameters",
     "data": "batches of packed rows from mixed sources",
     "decontaminate": "evaluation items hidden in training text, found",
+    "contamination": "evaluation items in the training text of a recipe or a run",
     "decode": "generation, next to transformers",
     "dedup": "near-duplicate search, next to datasketch, rensa and datatrove",
     "orpo": "preferences learned from pairs, next to TRL",
@@ -30,6 +31,7 @@ BENCHES = {
 MODULES = {
     "attention": "attention_speed",
     "recurrence": "recurrence_speed",
+    "contamination": "mixture_contamination",
     "decontaminate": "find_contamination",
     "dedup": "find_duplicates",
     "orpo": "orpo_comparison",

@@ -7,26 +7,17 @@ share of problems that one of 16 samples solves.
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from slmjax.errors import UserError
-from slmjax.evals.preferences import INTERVAL, RESAMPLES
+from slmjax.evals.intervals import QUANTILES, RESAMPLES, Figure
 from slmjax.evals.question_neighbours import neighbour_groups
 from slmjax.evals.word_problems import ANNOTATION, WordProblem
 
 DEVELOPMENT_PROBLEMS = 500
 SEED = 0  # never changed: another development set would have been trained on
-
-
-class DevelopmentFigure(NamedTuple):
-    """A mean over the development set, with its 95 % interval over groups of neighbours."""
-
-    value: float
-    low: float
-    high: float
 
 
 def question_id(question: str) -> str:
@@ -95,7 +86,7 @@ def nats_per_token(
     nats: Float[np.ndarray, " problems"],
     tokens: Int[np.ndarray, " problems"],
     groups: Int[np.ndarray, " problems"],
-) -> DevelopmentFigure:
+) -> Figure:
     """Return the nats of all problems' gold equations over their tokens.
 
     Args:
@@ -111,7 +102,7 @@ def nats_per_token(
 
 def mean_over_problems(
     values: Float[np.ndarray, " problems"], groups: Int[np.ndarray, " problems"]
-) -> DevelopmentFigure:
+) -> Figure:
     """Return the mean of a value of each problem, such as its pass@16; see `nats_per_token`."""
     return _ratio(values, np.ones(len(values)), groups)
 
@@ -120,7 +111,7 @@ def _ratio(
     above: Float[np.ndarray, " problems"],
     below: np.ndarray,
     groups: Int[np.ndarray, " problems"],
-) -> DevelopmentFigure:
+) -> Figure:
     """Return sum(above) / sum(below) with the interval of a bootstrap over groups."""
     _, group = np.unique(groups, return_inverse=True)
     sums = np.stack([np.bincount(group, above), np.bincount(group, below)])
@@ -128,5 +119,6 @@ def _ratio(
     rng = np.random.default_rng(SEED)
     drawn = rng.integers(0, sums.shape[1], (RESAMPLES, sums.shape[1]))
     resampled_above, resampled_below = sums[:, drawn].sum(2)
-    low, high = np.quantile(resampled_above / np.maximum(resampled_below, 1), INTERVAL)
-    return DevelopmentFigure(float(sums[0].sum() / sums[1].sum()), float(low), float(high))
+    low, high = np.quantile(resampled_above / np.maximum(resampled_below, 1), QUANTILES)
+    value = float(sums[0].sum() / sums[1].sum())
+    return Figure(value, float(low), float(high), len(above))

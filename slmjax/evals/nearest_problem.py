@@ -4,9 +4,11 @@ A score means little until it is above what copying gives. The strongest rule he
 the 20 training problems that are nearest in words: their equations, applied to the numbers of the
 question at hand. It knows nothing of what the words mean.
 
-What the paper-and-pencil rule leaves open was chosen by five-fold cross-validation on GSM8K train,
-never on test (3,500 problems, the vote's accuracy): answers that are no positive whole number do not
-vote (4.7 without this rule, 6.1 with it); numbers are kept in the text (6.1; 5.6 without).
+What the rule leaves open was chosen by five-fold cross-validation on GSM8K train, never on test.
+Accuracies of the vote on all 7,473 problems: as it is here 6.85 %; with words of one character as
+features 6.68; with the count of a run instead of its logarithm 6.45; numbers in digits alone 5.93;
+all number words ("half", "twice") 6.56; votes weighted by similarity 6.53; the 10 nearest 5.90; with
+votes that are no positive whole number (3,500 problems, numbers in digits) 4.4 instead of 5.8.
 """
 
 import re
@@ -27,6 +29,7 @@ from slmjax.evals.word_problems import (
     Tree,
     WordProblem,
     evaluate,
+    question_numbers,
 )
 
 VOTERS = 20  # nearest problems whose equations vote
@@ -166,8 +169,8 @@ def baseline_verdicts(
     """Return {rule: which of the asked problems it answers right}.
 
     Rules: "most common answer" of the known problems; "last number", "product" and "sum" of the
-    question's numbers; "nearest problem", "vote of 20", and "any of 20", which is no rule but the
-    most that a perfect choice among the 20 could get.
+    question's numbers in digits; "nearest problem", "vote of 20", and "any of 20", which is no rule
+    but the most that a perfect choice among the 20 could get.
 
     Args:
       known: training problems.
@@ -180,7 +183,7 @@ def baseline_verdicts(
     ((common, _),) = Counter(problem.answer for problem in known).most_common(1)
     right: dict[str, list[bool]] = {}
     for problem, copied in zip(asked, copies, strict=True):
-        numbers = numbers_in_order(problem.question)
+        numbers = [number.value for number in question_numbers(problem.question)]
         given = {
             "most common answer": [common],
             "last number": numbers[-1:],
