@@ -24,7 +24,8 @@ class _Row:
 
     prompt: list[int]
     seed: int
-    answer: bytes = b""
+    ids: list[int] = dataclasses.field(default_factory=list)  # of the answer
+    text: bytes = b""  # those of the ids; without a stop string that ended it
     finish: str = ""  # "" while it is running
 
 
@@ -36,7 +37,7 @@ def calculated(expression: str) -> str | None:
     try:
         step = parse_step(f"{expression}=0")
         value = evaluate(step.tree, step.operands)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, RecursionError):  # the last for brackets in brackets
         return None
     if abs(value) > _LARGEST:
         return None
@@ -62,46 +63,49 @@ def generate_with_calculator(
     Source: Cobbe et al. 2021, appendix C.
     """
     rows = [_Row(list(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    encode = engine.tokenizer.encode
-    stops = [*stop, EQUALS]
     number = 0  # of the round
     while running := [row for row in rows if not row.finish]:
         completions = engine.generate(
-            [[*row.prompt, *encode(_text(row.answer))] for row in running],
+            [[*row.prompt, *row.ids] for row in running],
             max_tokens=max_tokens,
             temperature=temperature,
-            stop=stops,
+            stop=[*stop, EQUALS],
             seed=[row.seed + number * _ROUND for row in running],
         )
         for row, completion in zip(running, completions, strict=True):
-            _extend(row, completion, engine.token_bytes, stop)
-            if len(encode(_text(row.answer))) >= max_tokens and not row.finish:
+            _extend(row, completion, engine, stop)
+            if not row.finish and len(row.ids) >= max_tokens:
                 row.finish = "length"
         number += 1
     answers = []
     for row in rows:
         # A round may have gone beyond the last token.
-        ids = encode(_text(row.answer))[:max_tokens]
-        answers.append(Completion(engine.tokenizer.decode(ids), ids, row.finish))
+        ids = row.ids[:max_tokens]
+        text = row.text[: len(_bytes(ids, engine))]
+        answers.append(Completion(text.decode("utf-8", "replace"), ids, row.finish))
     return answers
 
 
-def _extend(
-    row: _Row, completion: Completion, token_bytes: Sequence[bytes], stop: Sequence[str]
-) -> None:
+def _extend(row: _Row, completion: Completion, engine: Engine, stop: Sequence[str]) -> None:
     """Add what a round has drawn to a row's answer, and the result of its calculation."""
-    drawn = b"".join([token_bytes[token] for token in completion.tokens])
+    drawn = _bytes(completion.tokens, engine)
     kept = cut(drawn, [*stop, EQUALS])
-    row.answer += kept
-    if completion.finish != "stop" or not drawn[len(kept) :].startswith(EQUALS.encode()):
+    up_to_sign = kept + EQUALS.encode()
+    if completion.finish != "stop" or not drawn.startswith(up_to_sign):
+        row.ids += completion.tokens
+        row.text += kept
         row.finish = completion.finish
         return
-    row.answer += EQUALS.encode()
-    mark = _OPEN_MARK.search(_text(row.answer))
+    # The last token may go on behind the equals sign.
+    is_whole = drawn == up_to_sign
+    encode = engine.tokenizer.encode
+    row.ids += completion.tokens if is_whole else encode(up_to_sign.decode("utf-8", "replace"))
+    mark = _OPEN_MARK.search(_bytes(row.ids, engine).decode("utf-8", "replace"))
     result = calculated(mark[1]) if mark else None
     if result is not None:
-        row.answer += f"{result}>>".encode()
+        row.ids += encode(f"{result}>>")
+    row.text = _bytes(row.ids, engine)
 
 
-def _text(answer: bytes) -> str:
-    return answer.decode("utf-8", "replace")
+def _bytes(ids: Sequence[int], engine: Engine) -> bytes:
+    return b"".join([engine.token_bytes[token] for token in ids])

@@ -102,18 +102,29 @@ class ContinuationScorer:
         self.batch_tokens = BATCH_TOKENS.get(device.platform, MOST_BATCH_TOKENS)
         self._score = _compiled_score(device.platform)
 
-    def __call__(self, pairs: Sequence[Pair]) -> ContinuationScores:
-        """Return the scores of the continuations, in order.
-
-        The result does not depend on which pairs are scored together. Where a context is too long,
-        its last tokens are kept, as the lm-eval harness does.
+    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+        """Return `encode_pairs`.
 
         Raises: UserError for a continuation that is longer than the rows of training.
         """
         encoded = encode_pairs(self.tokenizer, pairs)
+        most = max(len(pair.continuation) for pair in encoded)
+        if most > self.longest:
+            raise UserError(
+                f"a continuation has {most} tokens; the model was trained on {self.longest} and "
+                "knows no positions beyond; leave the task out."
+            )
+        return encoded
+
+    def __call__(self, encoded: Sequence[EncodedPair]) -> ContinuationScores:
+        """Return the scores of continuations, in order.
+
+        The result does not depend on which pairs are scored together. Where a context is too long,
+        its last tokens are kept, as the lm-eval harness does.
+        """
         sequences = [self._sequence(pair) for pair in encoded]
-        log_p = np.zeros(len(pairs))
-        greedy = np.zeros(len(pairs), bool)
+        log_p = np.zeros(len(encoded))
+        greedy = np.zeros(len(encoded), bool)
         # One batch is read back while the device computes the next one.
         pending: list[tuple[list[int], tuple[Array, Array]]] = []
         for numbers in self._batches([len(sequence) for sequence in sequences]):
@@ -129,34 +140,29 @@ class ContinuationScorer:
         lengths = np.array([len(sequence) for sequence in sequences], int)
         return ContinuationScores(log_p, greedy, tokens, lengths < whole)
 
-    def alone(self, pair: Pair) -> tuple[float, bool]:
+    def alone(self, pair: EncodedPair) -> tuple[float, bool]:
         """Return (log p, greedy) of one pair from the logits of its own unpadded sequence.
 
         It is the slow reference of `__call__`.
         """
-        (encoded,) = encode_pairs(self.tokenizer, [pair])
-        ids = np.array(self._sequence(encoded), np.int32)
+        ids = np.array(self._sequence(pair), np.int32)
         inputs, targets = ids[None, :-1], ids[1:]
         segments = np.ones_like(inputs)
         positions = np.arange(inputs.shape[1])[None]
-        batch = {"tokens": inputs, "segments": segments, "positions": positions}
+        arrays = {"tokens": inputs, "segments": segments, "positions": positions}
+        batch = jax.tree.map(jnp.asarray, arrays)
         hidden, _ = lm.forward(self.arch, self.params, self.buffers, batch)
         logits = np.asarray(lm.logits(self.arch, self.params, hidden)[0], np.float64)
         log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        scored = np.arange(len(targets) - len(encoded.continuation), len(targets))
+        scored = np.arange(len(targets) - len(pair.continuation), len(targets))
         likeliest = log_p[scored, : self.tokenizer.vocab_size].argmax(1)
         is_greedy = bool((likeliest == targets[scored]).all())
         return float(log_p[scored, targets[scored]].sum()), is_greedy
 
     def _sequence(self, pair: EncodedPair) -> list[int]:
         """Return end-of-text, the context's last tokens that fit, and the continuation."""
-        room = self.longest - len(pair.continuation)
         # The last token is only predicted, so a row of `longest` tokens has one target more.
-        if room < 0:
-            raise UserError(
-                f"a continuation has {len(pair.continuation)} tokens; the model was trained on "
-                f"{self.longest} and knows no positions beyond."
-            )
+        room = self.longest - len(pair.continuation)
         context = pair.context[max(0, len(pair.context) - room) :]
         return [self.tokenizer.eot, *context, *pair.continuation]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from slmjax.errors import UserError
 from slmjax.evals import evaluation_items as sets
 from slmjax.evals.evaluation_items import EvaluationSet, QuestionItem, read_set
 from slmjax.evals.evaluation_page import write_evaluation_report, write_items
-from slmjax.evals.evaluation_runs import Examined, examined, measured_set
+from slmjax.evals.evaluation_runs import Measured, examined, planned_set
 from slmjax.evals.evaluation_text import figures_line
 from slmjax.evals.looks import Look, append_look, count_looks, now, parameters_hash, read_looks
 from slmjax.evals.question_answers import AnswerSettings, drawn_examples
@@ -92,8 +92,18 @@ def run_evaluate(
         "settings": dataclasses.asdict(settings) | {"seed": config.seed, "chat": model.chat},
         "tasks": {},
     }
+    # What cannot be measured is refused before anything is.
+    plans = []
     for task in tasks:
-        result = _measured_task(model, task, examples, settings, config.seed, run, folder)
+        answering = _answering(task, settings, model.chat)
+        part = _part_of(task, answering, run, config.seed)
+        kept = _kept_result(_task_file(folder, task), part)
+        plan = None
+        if kept is None:
+            plan = planned_set(model, task.of, examples[task.shots], answering, config.seed)
+        plans.append((task, part, kept, plan))
+    for task, part, kept, plan in plans:
+        result = kept or _measured_task(task, part, plan, folder)
         results["tasks"][task.label] = result
         print(f"{task.label}: {figures_line(result['figures'])}", flush=True)
         if task.of.is_test:
@@ -103,8 +113,7 @@ def run_evaluate(
                 looks.append(look)
     results["looks"] = _looks_of(looks, _family(run))
     write_atomic(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
-    report = write_evaluation_report(folder, results)
-    print(f"Report: {report}")
+    print(f"Report: {write_evaluation_report(folder, results)}")
     return 0
 
 
@@ -168,16 +177,21 @@ def _examples(
     return {0: []} | {shots: drawn_examples(training, shots, EXAMPLES_SEED) for shots in counts}
 
 
-def _measured_task(
-    model: Examined,
-    task: EvaluationTask,
-    examples: dict[int, list[QuestionItem]],
-    settings: EvaluateConfig,
-    seed: int,
-    run: dict[str, Any],
-    folder: epath.Path,
+def _answering(task: EvaluationTask, settings: EvaluateConfig, chat: bool) -> AnswerSettings:
+    return AnswerSettings(
+        # The textbook's questions are no dialogues; their answers go on from the question.
+        chat=chat and task.of.name != sets.TEXTBOOK,
+        samples=settings.samples,
+        temperature=settings.temperature,
+        calculator=settings.calculator,
+        max_tokens=settings.max_tokens,
+    )
+
+
+def _part_of(
+    task: EvaluationTask, answering: AnswerSettings, run: dict[str, Any], seed: int
 ) -> Part:
-    """Return a task's result, measured now or by an earlier start, and write its page of items."""
+    """Return all that a task's result depends on."""
     of = task.of
     part = {
         "set": of.name,
@@ -186,35 +200,33 @@ def _measured_task(
         "sha256": of.sha256,
         "items": len(of.items),
         "total": of.total,
-        "parameters": run["parameters"],
         "seed": seed,
+        "parameters": run["parameters"],
     }
     if of.kind == sets.QUESTIONS:
-        answering = AnswerSettings(
-            chat=model.chat and of.name != sets.TEXTBOOK,
-            samples=settings.samples,
-            temperature=settings.temperature,
-            calculator=settings.calculator,
-            max_tokens=settings.max_tokens,
-        )
-        part |= {"shots": task.shots, "answers": dataclasses.asdict(answering)}
-    else:
-        answering = None
-    file = folder / "tasks" / f"{task.label}.json"
-    kept = _kept_result(file, part)
-    if kept is not None:
-        return kept
+        part |= {"shots": task.shots, **dataclasses.asdict(answering)}
+    return part
+
+
+def _measured_task(
+    task: EvaluationTask, part: Part, plan: Callable[[], Measured], folder: epath.Path
+) -> Part:
+    """Measure a task, write its page of items and its result, and return the result."""
     began = time.perf_counter()
-    measured = measured_set(model, of, examples[task.shots], answering, seed)
+    measured = plan()
     seconds = time.perf_counter() - began
-    print(f"  {len(of.items):,} items in {duration(seconds)}")
+    print(f"  {len(task.of.items):,} items in {duration(seconds)}")
     figures = {name: figure._asdict() for name, figure in measured.figures.items()}
     result = {"figures": figures, "notes": list(measured.notes), "seconds": seconds}
     saved = {"part": part, "result": result, "items": measured.records}
     write_items(folder / "items" / f"{task.label}.html", task.label, measured.records)
     # Last: where it is there, all of the task is there.
-    write_atomic(file, json.dumps(saved, allow_nan=False))
+    write_atomic(_task_file(folder, task), json.dumps(saved, allow_nan=False))
     return part | result
+
+
+def _task_file(folder: epath.Path, task: EvaluationTask) -> epath.Path:
+    return folder / "tasks" / f"{task.label}.json"
 
 
 def _kept_result(file: epath.Path, part: Part) -> Part | None:

@@ -1,15 +1,17 @@
 """Measure a model on one evaluation set: figures, and a record of every item for people to read."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from slmjax.errors import UserError
 from slmjax.evals import question_answers as asking
 from slmjax.evals.choice_scores import choice_figures, choice_hits, split_by_item
-from slmjax.evals.continuation_scores import ContinuationScorer
+from slmjax.evals.continuation_scores import ContinuationScorer, EncodedPair
 from slmjax.evals.evaluation_items import (
     CHOICES,
     CONTINUATIONS,
@@ -86,36 +88,39 @@ def examined(loaded: Loaded, device: DeviceKind) -> Examined:
     return Examined(loaded, scorer, engine, trained_on_dialogues(loaded.config))
 
 
-def measured_set(
+def planned_set(
     model: Examined,
     of: EvaluationSet,
     examples: Sequence[QuestionItem],
     settings: AnswerSettings,
     seed: int,
-) -> Measured:
-    """Return the figures and items of a set.
+) -> Callable[[], Measured]:
+    """Return the function that measures a set. What the model cannot read is refused beforehand.
 
     Args:
       examples: worked examples before each word problem.
-      settings: for word problems; other sets need none.
+      settings: for questions; other sets need none.
       seed: of sampled answers.
     Raises: UserError where an item is longer than the rows of training allow.
     """
     try:
         if of.kind == CHOICES:
-            return _measure_choices(model, of)
+            encoded = model.scorer.encode([pair for item in of.items for pair in item.pairs])
+            return functools.partial(_measure_choices, model, of, encoded)
         if of.kind == CONTINUATIONS:
-            return _measure_continuations(model, of)
+            encoded = model.scorer.encode([(item.context, item.continuation) for item in of.items])
+            return functools.partial(_measure_continuations, model, of, encoded)
         if of.kind == QUESTIONS:
-            return _measure_questions(model, of, examples, settings, seed)
-        return _measure_texts(model, of)
+            return _plan_questions(model, of, examples, settings, seed)
+        return functools.partial(_measure_texts, model, of)
     except UserError as error:
         raise UserError(f"the task {of.name}: {error}") from error
 
 
-def _measure_choices(model: Examined, of: EvaluationSet) -> Measured:
-    pairs = [pair for item in of.items for pair in item.pairs]
-    scores = model.scorer(pairs)
+def _measure_choices(
+    model: Examined, of: EvaluationSet, encoded: Sequence[EncodedPair]
+) -> Measured:
+    scores = model.scorer(encoded)
     log_p = split_by_item(scores.log_p, of.items)
     hits = choice_hits(of.items, log_p)["acc"]
     records = []
@@ -123,16 +128,16 @@ def _measure_choices(model: Examined, of: EvaluationSet) -> Measured:
         options = []
         for choice, value in zip(item.choices, values, strict=True):
             options.append({"text": choice, "log_p": float(value)})
-        chosen = int(np.argmax(values))
-        # The context of partial scoring is the choice itself.
-        is_shared = item.pairs[0][0] == item.pairs[1][0]
-        prompt = item.pairs[0][0] if is_shared else f"... {item.pairs[0][1].strip()}"
+        context, continuation = item.pairs[0]
+        if context != item.pairs[1][0]:
+            # The contexts are the choices.
+            context = f"... {continuation.strip()}"
         records.append(
             {
-                "prompt": prompt,
+                "prompt": context,
                 "options": options,
                 "gold": item.gold,
-                "chosen": chosen,
+                "chosen": int(np.argmax(values)),
                 "right": bool(right),
                 "group": item.group,
             }
@@ -140,14 +145,16 @@ def _measure_choices(model: Examined, of: EvaluationSet) -> Measured:
     return Measured(choice_figures(of.items, log_p), records, _cut_note(scores.cut))
 
 
-def _measure_continuations(model: Examined, of: EvaluationSet) -> Measured:
+def _measure_continuations(
+    model: Examined, of: EvaluationSet, encoded: Sequence[EncodedPair]
+) -> Measured:
     """Greedy match of the continuation, and the perplexity of a whole continuation.
 
     Source: EleutherAI's lm-evaluation-harness 0.4.13, lambada_openai (acc and perplexity).
     """
-    scores = model.scorer([(item.context, item.continuation) for item in of.items])
+    scores = model.scorer(encoded)
 
-    def perplexity(rows: np.ndarray) -> float:
+    def perplexity(rows: Float[np.ndarray, "n 1"]) -> float:
         return float(np.exp(-rows.mean()))
 
     figures = {
@@ -167,13 +174,13 @@ def _measure_continuations(model: Examined, of: EvaluationSet) -> Measured:
     return Measured(figures, records, _cut_note(scores.cut))
 
 
-def _measure_questions(
+def _plan_questions(
     model: Examined,
     of: EvaluationSet,
     examples: Sequence[QuestionItem],
     settings: AnswerSettings,
     seed: int,
-) -> Measured:
+) -> Callable[[], Measured]:
     tokenizer = model.loaded.tokenizer
     if of.name == TEXTBOOK:
         rules = asking.textbook_rules()
@@ -182,11 +189,15 @@ def _measure_questions(
         rules = asking.number_rules()
         prompts = asking.question_prompts(tokenizer, of.items, examples, settings.chat)
     asking.check_length(prompts, len(examples), settings.max_tokens, model.longest)
-    answers = asking.answer_prompts(model.engine, prompts, settings, seed)
-    records = []
-    for item, given in zip(of.items, answers, strict=True):
-        records.append(_question_record(item, given, rules))
-    return Measured(asking.answer_figures(of.items, answers, rules), records)
+
+    def measure_questions() -> Measured:
+        answers = asking.answer_prompts(model.engine, prompts, settings, seed)
+        records = []
+        for item, given in zip(of.items, answers, strict=True):
+            records.append(_question_record(item, given, rules))
+        return Measured(asking.answer_figures(of.items, answers, rules), records)
+
+    return measure_questions
 
 
 def _question_record(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 QUANTILES = (0.025, 0.975)  # the ends of the middle 95 %
 _NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
 

@@ -84,8 +84,8 @@ def lm_eval_match(extracted: str, gold: str) -> bool:
 def number_answer(text: str) -> Fraction | None:
     """Return the number that a completion gives as its answer; None where it gives none.
 
-    It is the first number on the line of the last "####", "answer is" or "Answer:". Without such a
-    mark it is the last number of the text; a mark without a number on its line gives no answer.
+    It is the first number on the line of the last "####", "answer is" or "Answer:", or on the next
+    line where nothing follows that mark. Without a mark it is the last number of the text.
     Numbers may have a sign, a currency, thousands' commas, decimals or a percent sign, or be
     fractions such as 3/4 and 2 1/2. The percent sign is left out, as in GSM8K: 50% is 50.
     """
@@ -93,7 +93,7 @@ def number_answer(text: str) -> Fraction | None:
     if not marks:
         values = _values(text)
         return values[-1] if values else None
-    line = text[marks[-1].end() :].lstrip().partition("\n")[0]
+    line = text[marks[-1].end() :].lstrip(": \n*").partition("\n")[0]
     values = _values(line)
     return values[0] if values else None
 

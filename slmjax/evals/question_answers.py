@@ -114,7 +114,7 @@ def check_length(
     if needed > longest:
         raise UserError(
             f"with {shots} examples a question and its answer take up to {needed} tokens; the "
-            f"model was trained on {longest} and knows no positions beyond. Set fewer "
+            f"model was trained on {longest} and knows no positions beyond; lower "
             "config.evaluate.shots or config.evaluate.max_tokens."
         )
 
