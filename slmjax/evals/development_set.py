@@ -1,4 +1,4 @@
-"""The development set: 500 problems of GSM8K train to choose runs by, so that test is looked at once.
+"""The development set: 500 problems of GSM8K train to choose runs by, so that test is seen once.
 
 A small model that has learned nothing scores about 4 % greedily. On 500 problems 2 % against 4 %
 cannot be told apart, so the measures here are finer: nats per token of the gold equations, and the

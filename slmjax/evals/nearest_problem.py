@@ -7,8 +7,9 @@ question at hand. It knows nothing of what the words mean.
 What the rule leaves open was chosen by five-fold cross-validation on GSM8K train, never on test.
 Accuracies of the vote on all 7,473 problems: as it is here 6.85 %; with words of one character as
 features 6.68; with the count of a run instead of its logarithm 6.45; numbers in digits alone 5.93;
-all number words ("half", "twice") 6.56; votes weighted by similarity 6.53; the 10 nearest 5.90; with
-votes that are no positive whole number (3,500 problems, numbers in digits) 4.4 instead of 5.8.
+all number words ("half", "twice") 6.56; votes weighted by similarity 6.53; the 10 nearest 5.90.
+Where answers that are no positive whole number vote, too (3,500 problems, numbers in digits, words
+of one character): 4.7 instead of 6.1.
 """
 
 import re
@@ -34,11 +35,12 @@ from slmjax.evals.word_problems import (
 
 VOTERS = 20  # nearest problems whose equations vote
 # Words that count as numbers of a question. "One" is a pronoun as often.
-CARDINALS = frozenset(
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred "
-    "thousand million".split()
-)
+CARDINALS = {
+    *("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+    *("thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"),
+    *("hundred", "thousand", "million"),
+}
 NUMBER_OR_WORD = re.compile(rf"{NUMBER_TEXT.pattern}|[a-z]+")
 Verdicts = Bool[np.ndarray, " problems"]  # which problems a rule answers right
 

@@ -26,7 +26,7 @@ class QuestionNeighbours:
     """
 
     def __init__(self, questions: Sequence[str]):
-        """Take the questions that are known. Raises: UserError without scikit-learn or questions."""
+        """Take the known questions. Raises: UserError without scikit-learn, and without any."""
         if not questions:
             raise UserError("there is no question to compare with; expected at least one.")
         try:

@@ -1,9 +1,9 @@
 """How much of each evaluation item the training text holds, and figures by that share.
 
 Two measures. `copied` is the decontaminator's: the largest share of an item's words that one
-document holds in order and in one place. `familiar` is the share of an item's words that are in runs
-of five words which the training text holds anywhere: it also tells items apart of which no document
-holds a copy.
+document holds in order and in one place. `familiar` is the share of an item's words that are in
+runs of five words which the training text holds anywhere: it also tells items apart of which no
+document holds a copy.
 """
 
 import dataclasses
@@ -121,7 +121,7 @@ def source_texts(sources: Sequence[Source]) -> Iterator[tuple[str, str | None]]:
     """Yield (source, text) of each document of the files of sources; None for a faulty record.
 
     A dialogue is one text; a pair is two: the prompt with either answer. Sources that are not
-    trained on (weight 0) are left out. Held-out documents are not told apart: they count as trained.
+    trained on (weight 0) are left out. Held-out documents count as training text.
     """
     for source in sources:
         if source.weight == 0:
@@ -197,7 +197,8 @@ def by_coverage(
     Args:
       coverage: of decided items, see `SetCoverage`.
       right: whether a model answers each item right.
-    Returns: rows {"from", "to": least and largest coverage, "items", "accuracy"}, without empty ones.
+    Returns: rows of {"from", "to" (least and largest coverage), "items", "accuracy"}, without empty
+      ones.
     Raises: ValueError without items.
     """
     if not len(coverage):
@@ -221,9 +222,7 @@ def by_coverage(
     return rows
 
 
-def _familiar_shares(
-    index: EvalIndex, is_familiar: Bool[np.ndarray, " runs"]
-) -> dict[int, float]:
+def _familiar_shares(index: EvalIndex, is_familiar: Bool[np.ndarray, " runs"]) -> dict[int, float]:
     """Return {item: share of its counted words that are in familiar runs}; the item as in `index`.
 
     Of an item's two passages, its question and all of it, the larger share counts.
@@ -242,8 +241,6 @@ def _familiar_shares(
     for item, share in zip(arrays["item"].tolist(), shares.tolist(), strict=True):
         result[item] = max(share, result.get(item, 0.0))
     return result
-
-
 
 
 def _by_set(

@@ -11,7 +11,7 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.evals.question_neighbours import QuestionNeighbours, neighbour_groups
 
-WORDS = "Tom has 5 red apples and buys 12 more than a girl who sold half of her 1,000 books".split()
+WORDS = ["Tom", "has", "5", "red", "apples", "and", "buys", "12", "more", "than", "a", "girl", "who", "sold", "half", "of", "her", "1,000", "books"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,9 @@ def test_the_ranking_is_that_of_tf_idf_written_out(questions):
         assert ranking.tolist() == sorted(range(len(known)), key=lambda i: -similarity[i])
 
 
-def test_no_nearest_neighbour_is_in_another_group_and_groups_are_no_larger_than_that_needs(questions):
+def test_no_nearest_neighbour_is_in_another_group_and_groups_are_no_larger_than_that_needs(
+    questions,
+):
     groups = neighbour_groups(questions)
     nearest = QuestionNeighbours(questions).nearest_others(questions)
     assert (groups[nearest] == groups).all()

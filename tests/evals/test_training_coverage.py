@@ -61,9 +61,7 @@ def test_familiar_words_are_counted_over_all_documents_as_written_out(sets):
     pieces = [" ".join(words[2:9]), "so " + " ".join(words[6:13])]
     coverage = training_coverage(sets, [("web", piece) for piece in pieces])
     runs = {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
-    seen = {
-        tuple(w[i : i + 5]) for w in map(str.split, pieces) for i in range(len(w) - 4)
-    }
+    seen = {tuple(w[i : i + 5]) for w in map(str.split, pieces) for i in range(len(w) - 4)}
     covered = set()
     for i in range(len(words) - 4):
         if tuple(words[i : i + 5]) in runs & seen:
@@ -72,7 +70,9 @@ def test_familiar_words_are_counted_over_all_documents_as_written_out(sets):
     assert not coverage.sets["second"].copied.any()
 
 
-def test_texts_dialogues_and_pairs_of_sources_are_searched_and_untrained_ones_are_not(sets, tmp_path):
+def test_texts_dialogues_and_pairs_of_sources_are_searched_and_untrained_ones_are_not(
+    sets, tmp_path
+):
     half = QUESTION.index("and each row")
     turns = [("user", QUESTION[:half]), ("assistant", QUESTION[half:])]
     records = {
