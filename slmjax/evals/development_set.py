@@ -62,15 +62,19 @@ def development_groups(
     return chosen
 
 
-def development_problems(problems: Sequence[WordProblem]) -> list[WordProblem]:
+def development_problems(
+    problems: Sequence[WordProblem], count: int = DEVELOPMENT_PROBLEMS
+) -> list[WordProblem]:
     """Return the problems of GSM8K train that are for development, in their order."""
-    chosen = development_groups([problem.question for problem in problems])
+    chosen = development_groups([problem.question for problem in problems], count)
     return [problem for problem in problems if question_id(problem.question) in chosen]
 
 
-def training_problems(problems: Sequence[WordProblem]) -> list[WordProblem]:
+def training_problems(
+    problems: Sequence[WordProblem], count: int = DEVELOPMENT_PROBLEMS
+) -> list[WordProblem]:
     """Return the problems of GSM8K train that may be trained on, in their order."""
-    chosen = development_groups([problem.question for problem in problems])
+    chosen = development_groups([problem.question for problem in problems], count)
     return [problem for problem in problems if question_id(problem.question) not in chosen]
 
 

@@ -11,7 +11,27 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.evals.question_neighbours import QuestionNeighbours, neighbour_groups
 
-WORDS = ["Tom", "has", "5", "red", "apples", "and", "buys", "12", "more", "than", "a", "girl", "who", "sold", "half", "of", "her", "1,000", "books"]
+WORDS = [
+    "Tom",
+    "has",
+    "5",
+    "red",
+    "apples",
+    "and",
+    "buys",
+    "12",
+    "more",
+    "than",
+    "a",
+    "girl",
+    "who",
+    "sold",
+    "half",
+    "of",
+    "her",
+    "1,000",
+    "books",
+]
 
 
 @pytest.fixture(scope="module")

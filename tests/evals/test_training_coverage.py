@@ -1,7 +1,6 @@
 """Items of evaluation sets are found in training text of every kind, and accuracy is cut by coverage."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from slmjax.evals.training_coverage import (
     training_coverage,
 )
 from slmjax.text.sources import parse_sources
+from tests.data.test_prepare import run, settings
 
 QUESTION = (
     "A gardener plants rows of tulips beside the stone wall every spring, and each row holds "
@@ -96,12 +96,17 @@ def test_texts_dialogues_and_pairs_of_sources_are_searched_and_untrained_ones_ar
     assert coverage.sets["second"].hits == {"plain": 1, "dialogue": 1, "pair": 1}
 
 
-def test_prepared_text_is_searched_as_its_tokens_say(sets):
-    tokenizer = types.SimpleNamespace(decode=lambda ids: bytes(ids.tolist()).decode())
-    tokens = [np.frombuffer(text.encode(), np.uint8) for text in ("None.", QUESTION)]
-    prepared = types.SimpleNamespace(tokenizer=tokenizer, train={"web": tokens})
-    coverage = training_coverage(sets, prepared_texts.__wrapped__(prepared))
-    assert coverage.sets["first"].hits == {"web": 1}
+def test_prepared_text_is_searched_without_what_is_held_out(sets, tmp_path):
+    texts = {"books": [f"{QUESTION} {n}" for n in range(9)], "code": ["no item"] * 9}
+    for name, documents in texts.items():
+        lines = [json.dumps({"text": text, "id": f"{n}/"}) for n, text in enumerate(documents)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    sources = {name: str(tmp_path / f"{name}.jsonl") for name in texts}
+    prepared = run(settings(sources, heldout=0.3), tmp_path / "cache")
+    coverage = training_coverage(sets, prepared_texts(prepared))
+    assert coverage.documents == {name: len(prepared.train[name]) for name in texts}
+    assert 0 < coverage.documents["books"] < 9
+    assert coverage.sets["first"].hits == {"books": 1, "code": 0}
 
 
 def test_nothing_read_is_no_result(sets):

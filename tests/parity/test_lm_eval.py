@@ -241,7 +241,9 @@ def test_what_cannot_be_followed_is_refused_in_a_sentence(theirs_and_ours):
     _, ours, _ = theirs_and_ours
     with pytest.raises(UserError, match="a task sets 'num_beams' for generation; followed are"):
         ours.generate_until(instances("generate_until", [("a", {"num_beams": 4})]))
-    with pytest.raises(UserError, match="'an answer' has 256 tokens; the model was trained on rows"):
+    with pytest.raises(
+        UserError, match="'an answer' has 256 tokens; the model was trained on rows"
+    ):
         ours.generate_until(instances("generate_until", [("a", {})]))
     with pytest.raises(UserError, match="no token of 'verver' belongs to its continuation alone"):
         ours._loglikelihood_tokens([(("river", "verver"), [5], [])])
