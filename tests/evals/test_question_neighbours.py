@@ -41,7 +41,7 @@ def questions():
 
 
 def runs(question):
-    words = re.findall(r"\w+", question.lower())
+    words = re.findall(r"\b\w\w+\b", question.lower())
     return Counter(" ".join(words[i : i + n]) for n in (1, 2, 3) for i in range(len(words) - n + 1))
 
 
