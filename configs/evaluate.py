@@ -9,6 +9,7 @@ Without an argument: ARC, PIQA, WinoGrande, BoolQ, COPA, OpenBookQA, LAMBADA and
 log-likelihood, of $SLMJAX_SHARED/evals (SLMJAX_SHARED is ../shared/data unless set).
 word_problems: GSM8K's test problems, answered in the model's own words.
 textbook: held-out questions of the embedded textbook, which need no data.
+files: only those of --config.evaluate.files.NAME=PATH.
 
 Results are results.json, report.html and a page with every item of each task.
 Time and score: not yet measured.
@@ -30,6 +31,7 @@ TASKS = {
     ),
     "word_problems": ("gsm8k_test",),
     "textbook": ("textbook",),
+    "files": (),
 }
 
 

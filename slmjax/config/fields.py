@@ -201,7 +201,7 @@ def _entries_of_text(field: ConfigField, text: str) -> Any:
     value = literal(text)
     if isinstance(value, list | tuple):
         return value
-    if _entry_kind(field) is float:
+    if _entry_kind(field) in (float, int):
         # A single number. Numbers with commas between them were a literal tuple above.
         return (value,) if _is_number(value) else value
     # A text that begins with a bracket and is no literal has a typing mistake.

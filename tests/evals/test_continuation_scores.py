@@ -1,5 +1,7 @@
 """Log-likelihoods in batches, against the logits of each sequence alone; text against held-out rows."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.evals.continuation_scores import ContinuationScorer, encode_pairs
 from slmjax.infer.engine import Engine, bucket
-from slmjax.models import lm
+from slmjax.models.architecture import Block
 from slmjax.parallel.mesh import device_kind, make_mesh
 from slmjax.text.tokenizer import train_bpe
 from tests.corpus import WORDS
@@ -15,19 +17,18 @@ from tests.infer.test_engine import ARCH, tiny
 
 TOKENIZER = train_bpe([" ".join(WORDS)] * 9, 320)
 DEVICE = device_kind(make_mesh({"data": 1}, jax.devices()[:1]))
+ONE_BLOCK = dataclasses.replace(ARCH, stack=(((Block(),), 1),), qk_norm=False, output_gate=False)
+PARAMS = tiny(ONE_BLOCK)
 PAIRS = [
     ("", "the river"),
     ("the blue stone", " carries bread"),
-    ("counts slowly ", "under"),
-    ("morning " * 12, "of the stone"),
     ("a", " b" * 30),
     ("the river carries " * 30, "seven"),
-    ("the\n", "stone"),
 ]
 
 
 def scorer(longest=64, batch_tokens=256):
-    made = ContinuationScorer(ARCH, tiny(), lm.init_buffers(ARCH), TOKENIZER, DEVICE, longest)
+    made = ContinuationScorer(ONE_BLOCK, PARAMS, {}, TOKENIZER, DEVICE, longest)
     made.batch_tokens = batch_tokens
     return made
 
@@ -42,11 +43,11 @@ def test_scores_in_batches_are_those_of_each_sequence_alone():
         assert scores.log_p[number] == pytest.approx(log_p, rel=1e-5, abs=1e-4)
         assert scores.greedy[number] == greedy
     assert scores.tokens.tolist() == [len(pair.continuation) for pair in encoded]
-    assert scores.cut.tolist() == [False] * 5 + [True, False]
+    assert scores.cut.tolist() == [False] * 3 + [True]
 
 
 def test_a_greedy_continuation_is_what_the_model_writes_itself():
-    engine = Engine(ARCH, tiny(), lm.init_buffers(ARCH), TOKENIZER)
+    engine = Engine(ONE_BLOCK, PARAMS, {}, TOKENIZER)
     contexts = ["the river", "a stone counts", "slowly"]
     written = engine.generate(contexts, max_tokens=3, stop_ids=())
     score = scorer()

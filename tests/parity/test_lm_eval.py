@@ -16,7 +16,7 @@ import pytest
 NEEDED = ("torch", "transformers", "lm_eval")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if MISSING:
-    reason = f"not installed: {', '.join(MISSING)}; they are in .ci/lm-eval.txt"
+    reason = f"not installed: {', '.join(MISSING)}; they are in .ci/harness.txt"
     pytest.skip(reason, allow_module_level=True)
 
 import tokenizers  # noqa: E402
