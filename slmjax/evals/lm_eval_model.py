@@ -119,7 +119,7 @@ class HarnessModel(TemplateLM):
             # An empty context is end-of-text alone, which the scorer adds.
             if context[:1] == [self.eot_token_id]:
                 context = context[1:]
-            self._check_room(len(continuation), continuation_text)
+            self._check_room(len(continuation), self.max_length, continuation_text)
             if not continuation:
                 end = continuation_text[-40:]
                 raise UserError(f"no token of '{end}' belongs to its continuation alone.")
@@ -191,8 +191,8 @@ class HarnessModel(TemplateLM):
                 known = ", ".join(FOLLOWED)
                 raise UserError(f"a task sets '{name}' for generation; followed are {known}.")
         max_tokens = settings["max_gen_toks"]
-        self._check_room(max_tokens, "an answer")
-        # One less for end-of-text, which the engine adds.
+        # One token is end-of-text, which the engine adds.
+        self._check_room(max_tokens, self.max_length - 1, "an answer")
         room = self.max_length - max_tokens - 1
         ids = []
         for prompt in prompts:
@@ -228,8 +228,8 @@ class HarnessModel(TemplateLM):
         scores = self._model.scorer(pairs)
         return list(zip(scores.log_p.tolist(), scores.greedy.tolist(), strict=True))
 
-    def _check_room(self, tokens: int, what: str) -> None:
-        if tokens >= self.max_length:
+    def _check_room(self, tokens: int, most: int, what: str) -> None:
+        if tokens > most:
             raise UserError(
                 f"'{what[:40]}' has {tokens} tokens; the model was trained on rows of "
                 f"{self.max_length} and knows no positions beyond; leave the task out."

@@ -4,12 +4,15 @@ A score means little until it is above what copying gives. The strongest rule he
 the 20 training problems that are nearest in words: their equations, applied to the numbers of the
 question at hand. It knows nothing of what the words mean.
 
-What the rule leaves open was chosen by five-fold cross-validation on GSM8K train, never on test.
+What the rule leaves open was chosen by five-fold cross-validation on GSM8K train, not on test.
 Accuracies of the vote on all 7,473 problems: as it is here 6.85 %; with words of one character as
 features 6.68; with the count of a run instead of its logarithm 6.45; numbers in digits alone 5.93;
 all number words ("half", "twice") 6.56; votes weighted by similarity 6.53; the 10 nearest 5.90.
 Where answers that are no positive whole number vote, too (3,500 problems, numbers in digits, words
-of one character): 4.7 instead of 6.1.
+of one character): 4.7 instead of 6.1. Runs that only one question has left out 6.92, questions
+without their numbers 6.89, problems whose equations miss their own answer left out 6.88: the
+simpler rule stayed. On test, rules with numbers in digits alone have 4.9 and 5.5 %, with number
+words 6.7 to 7.2.
 """
 
 import re

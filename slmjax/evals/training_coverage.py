@@ -98,13 +98,13 @@ class TrainingCoverage:
 
     Attributes:
       documents: {source: texts that were looked through}.
-      faults: records that could not be read.
+      faults: {source: records that could not be read}.
       sets: {name: its items}.
       found: the best copy of each item in each source, the surest first.
     """
 
     documents: dict[str, int]
-    faults: int
+    faults: dict[str, int]
     sets: dict[str, SetCoverage]
     found: list[Copy]
 
@@ -153,17 +153,17 @@ def training_coverage(sets: EvalSets, texts: Iterable[tuple[str, str | None]]) -
     Args:
       sets: see `decontaminate.build_index`.
       texts: (source, text) of each training document, see `source_texts` and `prepared_texts`.
-    Raises: UserError for sets that cannot be read, and where most of the text cannot be.
+    Raises: UserError for sets that cannot be read, and where most of a source's text cannot be.
     """
     index = build_index(sets)
     known_runs = Matcher(index.arrays["runs"])
     is_familiar = np.zeros(len(index.arrays["runs"]), bool)
     documents: Counter[str] = Counter()
-    faults = 0
+    faults: Counter[str] = Counter()
     copies: dict[tuple[str, int], dict[str, Copy]] = {}  # of (set, item): {source: the best}
     for source, text in texts:
         if text is None:
-            faults += 1
+            faults[source] += 1
             continue
         documents[source] += 1
         text = normalise(text)
@@ -176,15 +176,18 @@ def training_coverage(sets: EvalSets, texts: Iterable[tuple[str, str | None]]) -
             if source not in in_source or in_source[source].coverage < hit.coverage:
                 passage = " ".join(text[hit.start : hit.end].split())
                 in_source[source] = Copy(hit.set, hit.item, hit.coverage, source, passage)
-    if not documents or faults > documents.total():
-        raise UserError(
-            f"{documents.total()} training documents could be read and {faults} could not; "
-            "nothing can be said about contamination."
-        )
+    if not documents:
+        raise UserError("no training document could be read; nothing was looked through.")
+    for source, count in faults.items():
+        if count > documents[source]:
+            raise UserError(
+                f"data.sources.{source}: {documents[source]} documents could be read and {count} "
+                "could not; nothing can be said about contamination."
+            )
     found = [copy for in_source in copies.values() for copy in in_source.values()]
     found.sort(key=lambda copy: -copy.coverage)
     covered = _by_set(sets, index, found, _familiar_shares(index, is_familiar), list(documents))
-    return TrainingCoverage(dict(documents), faults, covered, found)
+    return TrainingCoverage(dict(documents), dict(faults), covered, found)
 
 
 def by_coverage(

@@ -45,7 +45,7 @@ def sets(tmp_path):
 def test_a_copy_counts_for_every_item_with_its_words_and_for_no_other(sets):
     texts = [("web", "Nothing is here."), ("web", f"Once. {QUESTION.upper()} Then."), ("code", "x")]
     coverage = training_coverage(sets, texts)
-    assert coverage.documents == {"web": 2, "code": 1} and coverage.faults == 0
+    assert coverage.documents == {"web": 2, "code": 1} and not coverage.faults
     first, second = coverage.sets["first"], coverage.sets["second"]
     assert first.copied.tolist() == [0, 1, 0] and second.copied.tolist() == [1, 0]
     assert first.familiar.tolist() == [0, 1, 0] and second.familiar.tolist() == [1, 0]
@@ -91,7 +91,8 @@ def test_texts_dialogues_and_pairs_of_sources_are_searched_and_untrained_ones_ar
     with open(sources["plain"]["path"], "a") as file:
         file.write("no record\n")
     coverage = training_coverage(sets, source_texts(parse_sources(sources)))
-    assert coverage.documents == {"plain": 1, "dialogue": 1, "pair": 2} and coverage.faults == 1
+    assert coverage.documents == {"plain": 1, "dialogue": 1, "pair": 2}
+    assert coverage.faults == {"plain": 1}
     assert coverage.sets["first"].hits == {"plain": 1, "dialogue": 1, "pair": 0}
     assert coverage.sets["second"].hits == {"plain": 1, "dialogue": 1, "pair": 1}
 
@@ -110,10 +111,10 @@ def test_prepared_text_is_searched_without_what_is_held_out(sets, tmp_path):
 
 
 def test_nothing_read_is_no_result(sets):
-    with pytest.raises(UserError, match="0 training documents could be read and 0 could not"):
+    with pytest.raises(UserError, match="no training document could be read"):
         training_coverage(sets, [])
-    with pytest.raises(UserError, match="1 training documents could be read and 2 could not"):
-        training_coverage(sets, [("web", "a"), ("web", None), ("web", None)])
+    with pytest.raises(UserError, match=r"data.sources.web: 1 documents could be read and 2 c"):
+        training_coverage(sets, [("code", "a")] * 9 + [("web", "a")] + [("web", None)] * 2)
 
 
 def test_accuracy_is_cut_at_zero_and_at_the_quartiles_of_the_rest():
