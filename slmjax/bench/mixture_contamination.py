@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "decided": of.decided.tolist(),
         }
     counts = ", ".join(f"{count:,} of {name}" for name, count in coverage.documents.items())
-    messages = [f"documents looked through: {counts}; {sum(coverage.faults.values()):,} unreadable records", ""]
+    faults = sum(coverage.faults.values())
+    messages = [f"documents looked through: {counts}; {faults:,} unreadable records", ""]
     for copy in coverage.found[: arguments.show]:
         place = f"{copy.coverage:.2f} {copy.set} {copy.item} in {copy.source}"
         messages.append(f"{place}: {copy.passage[:SHOWN]}")
