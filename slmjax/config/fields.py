@@ -187,6 +187,8 @@ def _typed_entries(field: ConfigField, values: list | tuple) -> tuple:
         if not all(map(_is_number, values)):
             raise TypeError("numbers, such as (0.001, 0.01)")
         return tuple(map(float, values))
+    if kind is int and not all(type(value) is int for value in values):
+        raise TypeError("whole numbers, such as (0, 8)")
     # Entries of any other kind are checked by the stage that reads them.
     return tuple(values)
 

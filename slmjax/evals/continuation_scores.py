@@ -156,7 +156,8 @@ class ContinuationScorer:
         positions = np.arange(inputs.shape[1])[None]
         arrays = {"tokens": inputs, "segments": segments, "positions": positions}
         batch = jax.tree.map(jnp.asarray, arrays)
-        hidden, _ = lm.forward(self.arch, self.params, self.buffers, batch)
+        forward = jax.jit(lm.forward, static_argnums=0)
+        hidden, _ = forward(self.arch, self.params, self.buffers, batch)
         logits = np.asarray(lm.logits(self.arch, self.params, hidden)[0], np.float64)
         log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
         scored = np.arange(len(targets) - len(pair.continuation), len(targets))

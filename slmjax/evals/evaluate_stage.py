@@ -1,7 +1,10 @@
 """The stage evaluate: what a finished run can do, on sets of questions and texts."""
 
 import dataclasses
+import hashlib
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from slmjax.config import Config, EvaluateConfig
+from slmjax.config import Config, EvaluateConfig, to_json
 from slmjax.errors import UserError
 from slmjax.evals import evaluation_items as sets
 from slmjax.evals.evaluation_items import EvaluationSet, QuestionItem, read_set
@@ -97,11 +100,15 @@ def run_evaluate(
     for task in tasks:
         answering = _answering(task, settings, model.chat)
         part = _part_of(task, answering, run, config.seed)
+        if task.shots:
+            shown = repr(examples[task.shots]).encode()
+            part["examples"] = hashlib.sha256(shown).hexdigest()
         kept = _kept_result(_task_file(folder, task), part)
         plan = None
         if kept is None:
             plan = planned_set(model, task.of, examples[task.shots], answering, config.seed)
         plans.append((task, part, kept, plan))
+    write_atomic(folder / "config.json", to_json(config))
     for task, part, kept, plan in plans:
         result = kept or _measured_task(task, part, plan, folder)
         results["tasks"][task.label] = result
@@ -120,7 +127,7 @@ def run_evaluate(
 def read_tasks(settings: EvaluateConfig, seed: int) -> list[EvaluationTask]:
     """Return the tasks of config.evaluate, with their items.
 
-    Raises: UserError without tasks, for shots that are no numbers, and as `read_set`.
+    Raises: UserError without tasks, for negative or no shots, and as `read_set`.
     """
     names = list(dict.fromkeys([*settings.tasks, *settings.files]))
     if not names:
@@ -128,9 +135,13 @@ def read_tasks(settings: EvaluateConfig, seed: int) -> list[EvaluationTask]:
             "config.evaluate.tasks is empty; name sets such as arc_easy,gsm8k_test, or a file of "
             "yours, such as --config.evaluate.files.mine=mine.jsonl."
         )
-    for shots in settings.shots or (None,):
-        if type(shots) is not int or shots < 0:
-            raise UserError(f"config.evaluate.shots is {settings.shots}; expected such as (0, 8).")
+    for name in names:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(
+                f"config.evaluate: '{name}' would be a file's name; use letters, - and _."
+            )
+    if not settings.shots or min(settings.shots) < 0:
+        raise UserError(f"config.evaluate.shots is {settings.shots}; expected such as (0, 8).")
     tasks = []
     for name in names:
         of = read_set(name, settings.files, settings.items, seed)
@@ -211,12 +222,22 @@ def _part_of(
 def _measured_task(
     task: EvaluationTask, part: Part, plan: Callable[[], Measured], folder: epath.Path
 ) -> Part:
-    """Measure a task, write its page of items and its result, and return the result."""
+    """Measure a task, write its page of items and its result, and return the result.
+
+    Raises: UserError for a model whose figures are not finite.
+    """
     began = time.perf_counter()
     measured = plan()
     seconds = time.perf_counter() - began
     print(f"  {len(task.of.items):,} items in {duration(seconds)}")
-    figures = {name: figure._asdict() for name, figure in measured.figures.items()}
+    figures = {}
+    for name, figure in measured.figures.items():
+        if not math.isfinite(figure.value):
+            raise UserError(
+                f"the task {task.of.name}: {name} is {figure.value}; did the model's training "
+                "diverge?"
+            )
+        figures[name] = figure._asdict()
     result = {"figures": figures, "notes": list(measured.notes), "seconds": seconds}
     saved = {"part": part, "result": result, "items": measured.records}
     write_items(folder / "items" / f"{task.label}.html", task.label, measured.records)

@@ -21,12 +21,12 @@ from slmjax.textbook import passages
 CHOICES, CONTINUATIONS, QUESTIONS, TEXTS = "choices", "continuations", "questions", "texts"
 # lm-eval ends the prompts of these sets so; the files hold them without.
 ENDINGS = dict.fromkeys(("arc_easy", "arc_challenge", "piqa", "boolq"), "\nAnswer:")
-GSM8K = "gsm8k_test"
 GSM8K_TRAIN = "gsm8k_train"
+GSM8K_DEV = "gsm8k_dev"  # training problems that are set apart, in a file of the user's own
 TEXTBOOK = "textbook"
 TEXTBOOK_QUESTIONS = 25  # of each kind
-# Sets that a model may have been trained on: their figures are no looks at a test set.
-NO_TESTS = (GSM8K_TRAIN, TEXTBOOK)
+# Sets on which runs may be chosen: their figures are no looks at a test set.
+NO_TESTS = (GSM8K_TRAIN, GSM8K_DEV, TEXTBOOK)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,10 @@ def _item(number: int, record: Mapping[str, Any]) -> str:
     if "right" in record:
         verdict = "right" if record["right"] else "wrong"
     group = f" · {page.escape(record['group'])}" if record.get("group") else ""
-    parts = [f"<b>{number}</b> {verdict}{group}", _block(record["prompt"])]
+    parts = [f"<b>{number}</b> {verdict}{group}"]
+    # Pairs of sentences have no prompt.
+    if record["prompt"]:
+        parts.append(_block(record["prompt"]))
     if "options" in record:
         parts.append(_options(record))
     if "answer" in record:

@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from slmjax.errors import UserError
 from slmjax.evals import question_answers as asking
@@ -20,7 +20,7 @@ from slmjax.evals.evaluation_items import (
     EvaluationSet,
     QuestionItem,
 )
-from slmjax.evals.intervals import Figure, resampled, share_of
+from slmjax.evals.intervals import Figure, mean_of, share_of
 from slmjax.evals.question_answers import Answers, AnswerSettings
 from slmjax.evals.text_bits import text_figures, text_losses
 from slmjax.infer.dialogue import trained_on_dialogues
@@ -29,6 +29,7 @@ from slmjax.infer.load import Loaded
 from slmjax.models.lm import Model
 from slmjax.parallel.mesh import DeviceKind
 
+LARGEST_EXPONENT = 700  # of nats, whose exponential is a float
 # Rows that are decoded at once.
 DECODED_ROWS = {"cpu": 32}
 MOST_DECODED_ROWS = 256
@@ -148,19 +149,16 @@ def _measure_choices(
 def _measure_continuations(
     model: Examined, of: EvaluationSet, encoded: Sequence[EncodedPair]
 ) -> Measured:
-    """Greedy match of the continuation, and the perplexity of a whole continuation.
+    """Greedy match of the continuations, mean nats of a whole continuation, and their exponential.
 
     Source: EleutherAI's lm-evaluation-harness 0.4.13, lambada_openai (acc and perplexity).
     """
     scores = model.scorer(encoded)
-
-    def perplexity(rows: Float[np.ndarray, "n 1"]) -> float:
-        return float(np.exp(-rows.mean()))
-
-    figures = {
-        "acc": share_of(scores.greedy),
-        "perplexity": resampled(scores.log_p[:, None], perplexity),
-    }
+    nats = mean_of(-scores.log_p)
+    figures = {"acc": share_of(scores.greedy), "nats": nats}
+    if nats.high < LARGEST_EXPONENT:
+        ends = [math.exp(end) for end in (nats.value, nats.low, nats.high)]
+        figures["perplexity"] = Figure(*ends, nats.count)
     records = []
     for item, value, greedy in zip(of.items, scores.log_p, scores.greedy, strict=True):
         records.append(
@@ -181,21 +179,29 @@ def _plan_questions(
     settings: AnswerSettings,
     seed: int,
 ) -> Callable[[], Measured]:
+    # The training problems that are examples would answer themselves.
+    items = tuple(item for item in of.items if item not in examples)
+    if not items:
+        raise UserError("all of its items are among the worked examples; take more of them.")
     tokenizer = model.loaded.tokenizer
     if of.name == TEXTBOOK:
         rules = asking.textbook_rules()
-        prompts = tokenizer.encode_batch([item.question for item in of.items])
+        prompts = tokenizer.encode_batch([item.question for item in items])
     else:
         rules = asking.number_rules()
-        prompts = asking.question_prompts(tokenizer, of.items, examples, settings.chat)
+        prompts = asking.question_prompts(tokenizer, items, examples, settings.chat)
     asking.check_length(prompts, len(examples), settings.max_tokens, model.longest)
 
     def measure_questions() -> Measured:
         answers = asking.answer_prompts(model.engine, prompts, settings, seed)
         records = []
-        for item, given in zip(of.items, answers, strict=True):
+        for item, given in zip(items, answers, strict=True):
             records.append(_question_record(item, given, rules))
-        return Measured(asking.answer_figures(of.items, answers, rules), records)
+        notes = ()
+        if len(items) < len(of.items):
+            left_out = len(of.items) - len(items)
+            notes = (f"{left_out} items are left out, as they are among the worked examples",)
+        return Measured(asking.answer_figures(items, answers, rules), records, notes)
 
     return measure_questions
 

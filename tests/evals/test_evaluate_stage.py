@@ -1,15 +1,18 @@
 """The stage evaluate: figures of every format, pages, looks, a rerun, and one sentence for each mistake."""
 
+import dataclasses
 import json
 import lzma
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from slmjax import config as configs
 from slmjax import launch
 from slmjax.errors import UserError
-from slmjax.evals import evaluation_items
+from slmjax.evals import evaluate_stage
 from slmjax.evals.evaluation_items import read_set
 from slmjax.evals.looks import read_looks
 from slmjax.evals.question_answers import drawn_examples, pass_at, question_prompts, vote
@@ -57,6 +60,7 @@ def files(tmp_path):
     return {
         name: str(write_items(tmp_path / f"{name}.jsonl", record, record))
         for name, record in FORMATS.items()
+        if name != "questions"  # gsm8k_test has their format
     }
 
 
@@ -91,8 +95,6 @@ def test_every_format_has_its_figures_and_a_rerun_gives_the_same(
         "options": "acc",
         "sentences": "acc",
         "continuations": "acc",
-        "questions-0-shot": "exact",
-        "questions-1-shot": "exact",
         "texts": "bits_per_byte",
     }
     asked = results["tasks"]["gsm8k_test-0-shot"]["figures"]
@@ -118,7 +120,7 @@ def test_every_format_has_its_figures_and_a_rerun_gives_the_same(
     write_items(shared / "gsm8k" / "test.jsonl", QUESTION, QUESTION)
     assert evaluate(run, tmp_path / "first", *flags) == 0
     printed = capsys.readouterr().out
-    assert printed.count(" items in ") == 2 and printed.count("  2 items in ") == 2
+    assert printed.count(" items in ") == printed.count("  2 items in ") == 2
     assert {look.set for look in read_looks(tmp_path / "runs" / "looks.jsonl")} >= {"arc_easy"}
 
 
@@ -269,4 +271,25 @@ def test_the_parts_of_the_recipe_are_valid_configs():
     for part in ("choices", "word_problems", "textbook"):
         config = configs.freeze(configs.load_recipe(f"{RECIPE}:{part}"))
         assert config.stage == "evaluate" and config.evaluate.tasks
-    assert set(evaluation_items.NO_TESTS) == {"gsm8k_train", "textbook"}
+
+
+def test_worked_examples_are_not_asked_and_a_diverged_model_has_no_figures(
+    run, shared, tmp_path, capsys, monkeypatch
+):
+    flags = ("tasks=gsm8k_train", "shots=1", "max_tokens=4")
+    assert evaluate(run, tmp_path / "train", *flags) == 0, capsys.readouterr().err
+    results = json.loads((tmp_path / "train" / "results.json").read_text())
+    task = results["tasks"]["gsm8k_train-1-shot"]
+    assert task["figures"]["exact"]["count"] == 1 and "1 items are left out" in task["notes"][0]
+    assert results["looks"] == {} and not (tmp_path / "runs" / "looks.jsonl").exists()
+
+    load = evaluate_stage.load_model
+
+    def diverged(*arguments, **settings):
+        loaded = load(*arguments, **settings)
+        params = jax.tree.map(lambda leaf: leaf * jnp.nan, loaded.params)
+        return dataclasses.replace(loaded, params=params)
+
+    monkeypatch.setattr(evaluate_stage, "load_model", diverged)
+    assert evaluate(run, tmp_path / "nan", "tasks=arc_easy") == 2
+    assert "arc_easy: brier is nan; did the model's training diverge" in capsys.readouterr().err
