@@ -19,8 +19,10 @@ BENCHES = {
     "attention": "one layer's attention, by kernel and documents in a row",
     "recurrence": "the linear recurrence alone, next to attention",
     "memory": "memory, state and speed of every token mixer at equal parameters",
+    "copying": "GSM8K answered by copying equations, and a model next to it",
     "data": "batches of packed rows from mixed sources",
     "decontaminate": "evaluation items hidden in training text, found",
+    "contamination": "evaluation items in the training text of a recipe or a run",
     "decode": "generation, next to transformers",
     "dedup": "near-duplicate search, next to datasketch, rensa and datatrove",
     "orpo": "preferences learned from pairs, next to TRL",
@@ -30,11 +32,14 @@ BENCHES = {
 MODULES = {
     "attention": "attention_speed",
     "recurrence": "recurrence_speed",
+    "contamination": "mixture_contamination",
+    "copying": "gsm8k_copying",
     "decontaminate": "find_contamination",
     "dedup": "find_duplicates",
     "orpo": "orpo_comparison",
 }
 WITHOUT_RECIPE = (
+    "copying",
     "decontaminate",
     "dedup",
     "regmix",

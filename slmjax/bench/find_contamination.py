@@ -28,37 +28,17 @@ from slmjax.bench import planted
 from slmjax.bench.contamination_scan import DOMAINS, records_of, scan_corpus
 from slmjax.curate.decontaminate import THRESHOLD, EvalIndex, build_index
 from slmjax.errors import UserError
+from slmjax.evals.training_coverage import ENDING, EVALUATION_SETS
 from slmjax.text.hashing import Matcher, shingles
 
-# Fields of an item in two common formats: multiple choice, and a text with its continuation.
-CHOICES = ("query", "choices")
-CONTINUED = ("context", "continuation")
-# Evaluation sets: (file in the data folder, without ENDING; fields whose text makes an item).
+# Evaluation sets, and three that are training data here: (file in the data folder, without ENDING;
+# fields whose text makes an item).
 SETS = {
-    "gsm8k": ("gsm8k/test", ("question", "answer")),
+    **EVALUATION_SETS,
     "svamp": ("svamp/svamp", ("Body", "Question")),
     "aqua_dev": ("aqua/dev", ("question", "options", "rationale")),
     "aqua_test": ("aqua/test", ("question", "options", "rationale")),
-    "math": ("evals/math", ("context", "chain_of_thought")),
-    "human_eval": ("evals/human_eval", ("prompt", "canonical_solution")),
-    "arc_easy": ("evals/arc_easy", CHOICES),
-    "arc_challenge": ("evals/arc_challenge", CHOICES),
-    "piqa": ("evals/piqa", CHOICES),
-    "copa": ("evals/copa", CHOICES),
-    "openbook_qa": ("evals/openbook_qa", CHOICES),
-    "boolq": ("evals/boolq", ("query",)),
-    "winogrande": ("evals/winogrande", ("context_options", "continuation")),
-    "lambada_openai": ("evals/lambada_openai", CONTINUED),
-    "triviaqa_sm_sub": ("evals/triviaqa_sm_sub", ("context", "answer")),
-    "bigbench_operators": ("evals/bigbench_operators", CONTINUED),
-    "bigbench_repeat_copy_logic": ("evals/bigbench_repeat_copy_logic", CONTINUED),
-    "bigbench_cs_algorithms": ("evals/bigbench_cs_algorithms", CONTINUED),
-    "bigbench_qa_wikidata": ("evals/bigbench_qa_wikidata", CONTINUED),
-    "bigbench_dyck_languages": ("evals/bigbench_dyck_languages", CONTINUED),
-    "bigbench_strategy_qa": ("evals/bigbench_strategy_qa", ("query",)),
-    "blimp": ("evals/blimp", ("sentence_good",)),
 }
-ENDING = ".jsonl.xz"
 HOSTS = 900  # documents of each domain, from its beginning, in which items are hidden
 
 
@@ -94,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises: UserError where the data is missing or numbers are out of range.
     """
     _check_arguments(arguments)
-    root = _data_folder()
+    root = shared_data()
     settings = {}
     for name, (path, fields) in SETS.items():
         settings[name] = {"path": str(root / f"{path}{ENDING}"), "fields": list(fields)}
@@ -145,7 +125,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         )
 
 
-def _data_folder() -> Path:
+def shared_data() -> Path:
+    """Return $SLMJAX_SHARED. Raises: UserError where it holds no GSM8K."""
     root = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser()
     if not (root / "gsm8k").is_dir():
         raise UserError(f"{root} holds no gsm8k/; SLMJAX_SHARED names the folder that holds it.")

@@ -28,10 +28,15 @@ Pair = tuple[str, str]  # context and continuation
 
 
 class EncodedPair(NamedTuple):
-    """Token ids of a context and its continuation."""
+    """Token ids of a context and its continuation.
+
+    Attributes:
+      from_start: whether the context is the beginning of a document, which end-of-text precedes.
+    """
 
     context: list[int]
     continuation: list[int]
+    from_start: bool = True
 
 
 class ContinuationScores(NamedTuple):
@@ -136,7 +141,7 @@ class ContinuationScorer:
         for numbers, scores in pending:
             _read_back(numbers, scores, log_p, greedy)
         tokens = np.array([len(pair.continuation) for pair in encoded], int)
-        whole = np.array([1 + len(pair.context) + len(pair.continuation) for pair in encoded], int)
+        whole = np.array([sum(map(len, pair[:2])) + pair.from_start for pair in encoded], int)
         lengths = np.array([len(sequence) for sequence in sequences], int)
         return ContinuationScores(log_p, greedy, tokens, lengths < whole)
 
@@ -162,10 +167,11 @@ class ContinuationScorer:
 
     def _sequence(self, pair: EncodedPair) -> list[int]:
         """Return end-of-text, the context's last tokens that fit, and the continuation."""
+        start = [self.tokenizer.eot] if pair.from_start else []
         # The last token is only predicted, so a row of `longest` tokens has one target more.
-        room = self.longest - len(pair.continuation)
+        room = self.longest + 1 - len(start) - len(pair.continuation)
         context = pair.context[max(0, len(pair.context) - room) :]
-        return [self.tokenizer.eot, *context, *pair.continuation]
+        return [*start, *context, *pair.continuation]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Yield the numbers of the sequences of each batch, the longest first.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.evals.continuation_scores import ContinuationScorer, encode_pairs
+from slmjax.evals.continuation_scores import ContinuationScorer, EncodedPair, encode_pairs
 from slmjax.infer.engine import Engine, bucket
 from slmjax.models.architecture import Block
 from slmjax.parallel.mesh import device_kind, make_mesh
@@ -87,3 +87,16 @@ def test_few_shapes_are_compiled():
     assert sorted(number for numbers in batches for number in numbers) == list(range(500))
     # Three lengths, each with full batches and a last one.
     assert len(shapes) <= 6
+
+
+def test_a_continuation_in_the_middle_of_a_document_has_no_end_of_text_before_it():
+    score = scorer(longest=8)
+    ids = TOKENIZER.encode("the river carries the blue stone")[:9]
+    whole = score([EncodedPair([], ids[:8])]).log_p[0]
+    parts = score([EncodedPair([], ids[:1]), EncodedPair([TOKENIZER.eot], ids[:8], False)])
+    assert parts.log_p[1] == pytest.approx(whole, abs=1e-5)
+    # A row of training has room for its first token and eight that are predicted.
+    inside = EncodedPair(ids[:1], ids[1:], False)
+    scores = score([inside])
+    assert scores.log_p[0] == pytest.approx(score.alone(inside)[0], abs=1e-5)
+    assert not scores.cut[0] and scores.tokens[0] == 8

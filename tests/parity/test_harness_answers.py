@@ -122,4 +122,6 @@ def test_pairs_are_encoded_as_lm_eval_encodes_them():
         if harness._encode_pair(context, continuation)[1]:
             pairs.append((context, continuation))
     ours = encode_pairs(TOKENIZER, pairs)
-    assert [tuple(pair) for pair in ours] == [harness._encode_pair(*pair) for pair in pairs]
+    assert [(pair.context, pair.continuation) for pair in ours] == [
+        harness._encode_pair(*pair) for pair in pairs
+    ]
