@@ -64,39 +64,46 @@ def judge_arms(
         raise UserError(f"the scores have the arms {', '.join(scores)}; expected p0 among them.")
     pairs = paired_means(scores)
     p0_accuracy = float(np.nanmean(scores["p0"]))
-    p_values = {arm: sign_flip_test(arm_mean - base) for arm, (arm_mean, base) in pairs.items()}
-    judged = []
-    for arm, (_, base) in pairs.items():
-        if min(p0_accuracy, base.mean()) >= LEAST_ACCURACY and len(base) >= FEWEST_TEMPLATES:
+    p_values, judged = {}, []
+    for arm, (arm_means, base) in pairs.items():
+        p_values[arm] = sign_flip_test(arm_means - base)
+        enough = min(p0_accuracy, base.mean()) >= LEAST_ACCURACY
+        if enough and len(base) >= FEWEST_TEMPLATES:
             judged.append(arm)
     adjusted = dict(zip(judged, holm([p_values[arm] for arm in judged]), strict=True))
     results = []
-    for arm, (arm_mean, base) in pairs.items():
-        differences = arm_mean - base
-        low, high = cluster_interval(differences, np.arange(len(differences)))
-        verdict = "cannot be told"
-        if arm in adjusted:
-            verdict = "no change seen"
-            if adjusted[arm] < LEVEL:
-                verdict = "falls" if differences.mean() < 0 else "rises"
+    for arm, (arm_means, base) in pairs.items():
+        differences = arm_means - base
+        low, high = mean_interval(differences)
         baseline = ARMS[arm].baseline
-        results.append(
-            ArmResult(
-                arm,
-                baseline,
-                len(differences),
-                float(arm_mean.mean()),
-                float(base.mean()),
-                float(differences.mean()),
-                low,
-                high,
-                p_values[arm],
-                adjusted.get(arm, np.nan),
-                expected_accuracy(base, steps.get(baseline), steps.get(arm)),
-                verdict,
-            )
+        result = ArmResult(
+            arm=arm,
+            baseline=baseline,
+            templates=len(differences),
+            accuracy=float(arm_means.mean()),
+            baseline_accuracy=float(base.mean()),
+            difference=float(differences.mean()),
+            low=low,
+            high=high,
+            p=p_values[arm],
+            adjusted=adjusted.get(arm, np.nan),
+            expected=expected_accuracy(base, steps.get(baseline), steps.get(arm)),
+            verdict=_verdict(differences.mean(), adjusted.get(arm)),
         )
+        results.append(result)
     return results
+
+
+def mean_interval(values: Float[np.ndarray, " templates"]) -> tuple[float, float]:
+    """Return (low, high) of the 95 % interval of a mean over templates.
+
+    Equal values have no spread to resample. Then at most 3 in n templates may be different ones,
+    and by 1 (Hanley & Lippman-Hand 1983).
+    """
+    if np.ptp(values) == 0:
+        margin = 3 / len(values)
+        return float(values[0] - margin), float(values[0] + margin)
+    return cluster_interval(values, np.arange(len(values)))
 
 
 def paired_means(
@@ -232,6 +239,14 @@ def magnitude_match(numbers: Float[np.ndarray, " n"], others: Float[np.ndarray, 
     from scipy.stats import ks_2samp  # scipy comes with jax
 
     return float(ks_2samp(numbers, others).pvalue)
+
+
+def _verdict(difference: float, adjusted: float | None) -> str:
+    if adjusted is None:
+        return "cannot be told"
+    if adjusted >= LEVEL:
+        return "no change seen"
+    return "falls" if difference < 0 else "rises"
 
 
 @lru_cache(maxsize=32)

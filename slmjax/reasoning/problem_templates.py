@@ -4,7 +4,6 @@ A template is a problem whose numbers may be replaced, since every operand of it
 possible origin. The rules are strict: a problem that may be read in two ways is left out.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,41 +22,20 @@ from slmjax.evals.word_problems import (
     evaluate,
     operand_origins,
     question_numbers,
-    word_values,
     write_tree,
 )
+from slmjax.reasoning.template_rules import (
+    number_limits,
+    reason_against,
+    taken_values,
+    varied_numbers,
+)
 
-# A question number with one of these values might be a constant that nobody says.
-UNSAID = frozenset((7, 12, 24, 52, 60, 100, 365, 1000))
 FEWEST_VARIANTS = 20  # among DRAWS draws; a template with fewer is left out
 DRAWS = 4000
 FIRST_DRAWS, MOST_DRAWS = 256, 65536  # for one variant
-SMALL = 10  # up to here a second use of a number may be an unsaid constant, such as two sides
 WIDEST = 3  # a new number is at least a third of the original, and at most three times it
 EXACT = 1e-9  # a float this near to an integer is looked at again with fractions
-LARGEST_PERCENT = 99
-FRACTION = re.compile(r"\d+\s*/\s*\d+")
-# What may follow a number, and the largest number that makes sense there.
-LIMITS = (
-    (re.compile(r"\s*(%|percent\b)"), LARGEST_PERCENT),
-    (re.compile(r"[\s-]*cents?\b"), 99),
-    (re.compile(r"[\s-]*years?[\s-]+(old|older|younger|ago)\b"), 99),
-    (re.compile(r"[\s-]*days? (a|per|each|every|of the|in a|this|that) week"), 6),
-    (re.compile(r"[\s-]*(school |work)days?\b"), 6),
-    (re.compile(r"[\s-]*hours? (a|per|each|every|in a|of the) (\w+ )?(day|night)"), 20),
-    (re.compile(r"[\s-]*days? (a|per|each|every|in a|of the) month"), 28),
-    (re.compile(r"[\s-]*months? (a|per|each|every|in a|of the) year"), 11),
-    (re.compile(r"[\s-]*weeks? (a|per|each|every|in a|of the) year"), 51),
-    (re.compile(r"[\s-]*(minutes|seconds)? (a|per|each|every|in an) (hour|minute)"), 59),
-)
-# Texts in which a number is no quantity: a clock, an ordinal, a size, a year, a name, a date.
-NO_QUANTITY = re.compile(
-    r"\d:\d|\d\s*(?:am|pm|a\.m|p\.m|o'clock)\b|\d(?:st|nd|rd|th)\b|\d\s*x\s*\d"
-    r"|(?<![$\d,])\b(?:18|19|20)\d\d\b(?!,)|[A-Za-z_]\d|\d+-\d|-\d"
-    r"|(?:January|February|March|April|May|June|July|August|September|October|November|December)"
-    r"\s\d",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -87,8 +65,8 @@ class ProblemTemplate:
 
     @property
     def taken(self) -> frozenset[int]:
-        """Values that no new number may have: number words, and constants that are left unsaid."""
-        return UNSAID | word_values(self.problem.question)
+        """Values that no new number may have."""
+        return taken_values(self.problem.question)
 
 
 class NumberPool:
@@ -163,7 +141,7 @@ def make_templates(problems: Sequence[WordProblem]) -> tuple[list[ProblemTemplat
     templates: dict[str, ProblemTemplate] = {}
     reasons: Counter[str] = Counter()
     for problem in problems:
-        reason = _reason_against(problem)
+        reason = reason_against(problem)
         if reason:
             reasons[reason] += 1
             continue
@@ -274,81 +252,19 @@ def _equation(step: Step) -> str:
     return f"{left} = <<{left}={step.result}>>{step.result}"
 
 
-def _reason_against(problem: WordProblem) -> str:
-    """Return why a problem is no template, or ""."""
-    numbers = question_numbers(problem.question)
-    if not problem.steps or not numbers:
-        return "no steps or no numbers"
-    if problem.question.count("?") != 1 or not problem.question.rstrip().endswith("?"):
-        return "does not end with its only question"
-    if NO_QUANTITY.search(problem.question):
-        return "a number that is no quantity"
-    values = [number.value for number in numbers]
-    varied = _varied(problem.question, numbers)
-    if not any(varied):
-        return "no number that may be replaced"
-    if any(number.percent and number.value > LARGEST_PERCENT for number in numbers):
-        return "a percentage above 99"
-    if len(set(values)) < len(values):
-        return "two equal numbers"
-    if any(len(step.operands) < 2 for step in problem.steps):
-        return "an equation without operator"
-    origins = operand_origins(problem)
-    used: Counter[tuple] = Counter()
-    for of_step in origins:
-        for possible in of_step:
-            if len(possible) != 1:
-                return "an operand with two origins" if possible else "an operand without origin"
-            used[tuple(possible[0])] += 1
-    for place, value in enumerate(values):
-        if value <= SMALL and used["question", place] > 1:
-            return "a small number that is used twice"
-    of_question = {place for kind, place in used if kind in ("question", "percent")}
-    if of_question != set(range(len(numbers))):
-        return "a number that is not used"
-    replaced = [value for value, is_varied in zip(values, varied, strict=True) if is_varied]
-    if not UNSAID.union(word_values(problem.question)).isdisjoint(replaced):
-        return "a number that may be a word or a constant"
-    if {place for kind, place in used if kind == "result"} != set(range(len(problem.steps) - 1)):
-        return "a result that is not used"
-    return _reason_against_results(problem)
-
-
-def _reason_against_results(problem: WordProblem) -> str:
-    for step in problem.steps:
-        if evaluate(step.tree, step.operands) != step.result:
-            return "an equation that is wrong"
-        if step.result.denominator != 1 or step.result <= 0:
-            return "a result that is no positive integer"
-    if problem.steps[-1].result != problem.answer:
-        return "an answer that is not the last result"
-    return ""
-
-
 def _template(problem: WordProblem) -> ProblemTemplate:
     numbers = tuple(question_numbers(problem.question))
     origins = []
     for of_step in operand_origins(problem):
         origins.append(tuple(possible[0] for possible in of_step))
-    limits = []
-    for number in numbers:
-        following = problem.question[number.end :]
-        allowed = [limit for pattern, limit in LIMITS if pattern.match(following)]
-        limits.append(float(min(allowed, default=np.inf)))
-    key = question_id(problem.question)
-    varied = _varied(problem.question, numbers)
-    return ProblemTemplate(key, problem, numbers, varied, tuple(origins), tuple(limits))
-
-
-def _varied(question: str, numbers: Sequence[QuestionNumber]) -> tuple[bool, ...]:
-    in_fractions: set[int] = set()
-    for fraction in FRACTION.finditer(question):
-        in_fractions.update(range(*fraction.span()))
-    varied = []
-    for number in numbers:
-        is_count = number.value.denominator == 1 and number.value > 1
-        varied.append(is_count and number.start not in in_fractions)
-    return tuple(varied)
+    return ProblemTemplate(
+        key=question_id(problem.question),
+        problem=problem,
+        numbers=numbers,
+        varied=varied_numbers(problem.question, numbers),
+        origins=tuple(origins),
+        limits=number_limits(problem.question, numbers),
+    )
 
 
 def _size(number: QuestionNumber) -> tuple:

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from slmjax.evals.word_problems import WordProblem, question_numbers
 from slmjax.reasoning import problem_templates
-from slmjax.reasoning.problem_templates import NumberPool, filled, fits, make_templates, matched_templates
+from slmjax.reasoning.problem_templates import (
+    NumberPool,
+    filled,
+    fits,
+    make_templates,
+    matched_templates,
+)
 from tests.reasoning.problems import problems, word_problem
 
 ALL, REASONS = make_templates(problems())
