@@ -20,12 +20,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.evals.word_problems import read_problems
+from slmjax.evals.word_problems import WordProblem, read_problems
 from slmjax.reasoning.arms import ARMS
 from slmjax.reasoning.probe_scores import (
     ProbeInstance,
@@ -44,7 +44,7 @@ from slmjax.reasoning.probe_split import (
 from slmjax.reasoning.probe_statistics import (
     LEVEL,
     holm,
-    magnitude_match,
+    matched_magnitudes,
     paired_means,
     probe_power,
     sign_flip_test,
@@ -58,9 +58,18 @@ from slmjax.reasoning.simulated_solvers import (
     unaffected_scores,
 )
 
-Row = dict[str, Any]
 POWER_ACCURACIES = (0.10, 0.30)
 POWER_DROPS = (0.02, 0.03, 0.05)
+
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """Held-out or trained-on templates, with their instances in all arms."""
+
+    name: str
+    templates: list[ProblemTemplate]
+    instances: list[ProbeInstance]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,90 +88,69 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     sets: templates by column and novelty, and P0 accuracy on them.
     curve: power by accuracy and drop.
     """
-    if arguments.templates < 2 or arguments.variants < 1:
-        raise UserError("--templates is at least 2 and --variants at least 1.")
+    if not 2 <= arguments.templates <= PROBE_TEMPLATES or arguments.variants < 1:
+        raise UserError(f"expected 2 to {PROBE_TEMPLATES} templates and at least one variant.")
     path = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser()
     path = path / "gsm8k" / "train.jsonl.xz"
     if not path.exists():
         raise UserError(f"{path} is missing; SLMJAX_SHARED names the folder with gsm8k/.")
+    power = _power_rows(arguments)  # before anything is scored
     problems, faults = read_problems(path)
     templates, reasons = make_templates(problems)
     split = read_split()
     pool = NumberPool(templates)
+    columns = []
+    for name, keys in (("held-out", split.held_out), ("trained-on", split.trained_on)):
+        chosen = templates_by_key(templates, keys[: arguments.templates])
+        instances = probe_instances(chosen, pool, variants=arguments.variants)
+        columns.append(Column(name, chosen, instances))
+    held_out = columns[0]
+    p_values = matched_magnitudes(held_out.instances)
+    messages = [
+        f"{len(problems)} problems ({faults.total()} faults) give {len(templates)} templates. Left "
+        f"out: {_listed(reasons)}.",
+        f"{len(split.forbidden)} questions are held out with {len(split.held_out)} templates.",
+        "Kolmogorov-Smirnov, originals against first variants of the held-out templates: p = "
+        f"{p_values['operands']:.2f} (operands), {p_values['results']:.2f} (results).",
+    ]
+    rows: list[Row] = []
+    sets: list[Row] = []
     trainable = without_held_out(problems, split)
-    columns = {
-        "held-out": templates_by_key(templates, split.held_out[: arguments.templates]),
-        "trained-on": templates_by_key(templates, split.trained_on[: arguments.templates]),
-    }
-    instances = {}
-    for column, chosen in columns.items():
-        instances[column] = probe_instances(chosen, pool, variants=arguments.variants)
     solvers = {
         "perfect": perfect_solver,
         "surface": surface_solver(trainable),
         "careless": careless_solver(),
     }
-    rows: list[Row] = []
-    sets: list[Row] = []
-    messages = [
-        f"{len(problems)} problems ({faults.total()} faults) give {len(templates)} templates. Left "
-        f"out: {_listed(reasons)}.",
-        f"{len(split.forbidden)} questions are held out with {len(split.held_out)} templates.",
-        _magnitudes(columns["held-out"], instances["held-out"]),
-    ]
-    for name, solve in solvers.items():
-        results = {}
-        for column, chosen in columns.items():
-            scores = run_probe(instances[column], solve)
-            results[column] = column_result(column, scores, step_counts(instances[column]))
-            for result in results[column].arms:
-                rows.append({"solver": name, "column": column, **result._asdict()})
-            kinds = novelties([template.problem for template in chosen], trainable)
-            sets += _novelty_rows(name, column, kinds, results[column].p0)
-        messages.append(f"{name}:")
-        messages += probe_sentences(results["held-out"], results["trained-on"])
+    for solver, solve in solvers.items():
+        results = []
+        for column in columns:
+            scores = run_probe(column.instances, solve)
+            result = column_result(column.name, scores, step_counts(column.instances))
+            for arm in result.arms:
+                rows.append({"solver": solver, "column": column.name, **arm._asdict()})
+            sets += _novelty_rows(solver, column, trainable, result.p0)
+            results.append(result)
+        messages += [f"{solver}:", *probe_sentences(*results)]
     if arguments.null_runs:
-        scores = run_probe(instances["held-out"], perfect_solver)
+        scores = run_probe(held_out.instances, perfect_solver)
         messages.append(_null_message(scores, arguments.null_runs))
-    return {
-        "bench": "probe",
-        "rows": rows,
-        "sets": sets,
-        "curve": _power_rows(arguments),
-        "messages": messages,
-    }
+    return {"bench": "probe", "rows": rows, "sets": sets, "curve": power, "messages": messages}
 
 
-def _novelty_rows(solver: str, column: str, kinds: Sequence[str], p0: Sequence[float]) -> list[Row]:
+def _novelty_rows(
+    solver: str, column: Column, trainable: Sequence[WordProblem], p0: Sequence[float]
+) -> list[Row]:
+    """Return a row for each novelty of the column's templates, with its P0 accuracy."""
+    values: dict[str, list[float]] = {}
+    kinds = novelties([template.problem for template in column.templates], trainable)
+    for kind, accuracy in zip(kinds, p0, strict=True):
+        values.setdefault(kind, []).append(float(accuracy))
     rows = []
-    for kind in dict.fromkeys(kinds):
-        values = [value for value, its_kind in zip(p0, kinds, strict=True) if its_kind == kind]
-        rows.append(
-            {
-                "solver": solver,
-                "column": column,
-                "novelty": kind,
-                "templates": len(values),
-                "P0 accuracy": float(np.mean(values)),
-            }
-        )
+    for kind, accuracies in values.items():
+        row = {"solver": solver, "column": column.name, "novelty": kind}
+        row |= {"templates": len(accuracies), "P0 accuracy": float(np.mean(accuracies))}
+        rows.append(row)
     return rows
-
-
-def _magnitudes(templates: Sequence[ProblemTemplate], instances: Sequence[ProbeInstance]) -> str:
-    """Return how the first variants' numbers and answers compare with the originals'."""
-    first = [each for each in instances if each.arm == "p0" and each.variant == 0]
-    samples: dict[str, tuple[list, list]] = {"numbers": ([], []), "results": ([], [])}
-    for instance in first:
-        original = templates[instance.template].problem
-        for place, problem in enumerate((original, instance.problem)):
-            for step in problem.steps:
-                samples["numbers"][place].extend(map(float, step.operands))
-                samples["results"][place].append(float(step.result))
-    facts = []
-    for name, (old, new) in samples.items():
-        facts.append(f"{name} p = {magnitude_match(np.array(old), np.array(new)):.2f}")
-    return f"Kolmogorov-Smirnov, originals against first variants: {', '.join(facts)}."
 
 
 def _power_rows(arguments: argparse.Namespace) -> list[Row]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +86,7 @@ def original(template: ProblemTemplate, pool: NumberPool, seed: int) -> WordProb
     return solved(template.problem, template.problem.steps)
 
 
+@lru_cache(maxsize=4096)  # all arms of a probe begin with it
 def redrawn(template: ProblemTemplate, pool: NumberPool, seed: int) -> WordProblem:
     """Return a variant with numbers of the same magnitude (P0)."""
     return pool.variant(template, _rng(template, seed, "redrawn"))

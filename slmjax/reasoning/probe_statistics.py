@@ -10,10 +10,11 @@ from jaxtyping import Float
 from slmjax.errors import UserError
 from slmjax.evals.preferences import cluster_interval
 from slmjax.reasoning.arms import ARMS
-from slmjax.reasoning.probe_scores import Scores
+from slmjax.reasoning.probe_scores import ProbeInstance, Scores
 
 FLIPS = 5000  # of signs, for one test
 LEVEL = 0.05
+MATCHED = 0.2  # least p value at which two samples of numbers count as of one distribution
 LEAST_ACCURACY = 0.10  # of P0; below it too little can be lost for an arm to be judged
 FEWEST_TEMPLATES = 20  # that both arms of a pair have
 # Standard deviations of the simulated solvers' log-odds: between templates, and between the arms of
@@ -234,11 +235,35 @@ def probe_power(
     return found / simulations
 
 
-def magnitude_match(numbers: Float[np.ndarray, " n"], others: Float[np.ndarray, " m"]) -> float:
-    """Return the p value of the Kolmogorov-Smirnov test that two samples have one distribution."""
-    from scipy.stats import ks_2samp  # scipy comes with jax
+def matched_magnitudes(instances: Sequence[ProbeInstance]) -> dict[str, float]:
+    """Return {"operands", "results": p value} of originals against first variants of P0.
 
-    return float(ks_2samp(numbers, others).pvalue)
+    The test is Kolmogorov and Smirnov's. Above MATCHED the new numbers count as distributed as the
+    old ones are, so that a change of accuracy is not one of magnitude.
+
+    Raises: UserError for a p value of MATCHED or less.
+    """
+    from scipy.stats import ks_2samp  # late: it takes a second; it comes with jax
+
+    samples: dict[str, dict[str, list[float]]] = {
+        "operands": {"original": [], "p0": []},
+        "results": {"original": [], "p0": []},
+    }
+    for instance in instances:
+        if instance.arm not in samples["results"] or instance.variant:
+            continue
+        for step in instance.problem.steps:
+            samples["operands"][instance.arm].extend(map(float, step.operands))
+            samples["results"][instance.arm].append(float(step.result))
+    p_values = {}
+    for kind, by_arm in samples.items():
+        p_values[kind] = float(ks_2samp(by_arm["original"], by_arm["p0"]).pvalue)
+        if p_values[kind] <= MATCHED:
+            raise UserError(
+                f"{kind} of P0 are of other magnitudes than the originals' (p = "
+                f"{p_values[kind]:.2g}, expected more than {MATCHED}): draw with another seed."
+            )
+    return p_values
 
 
 def _verdict(difference: float, adjusted: float | None) -> str:

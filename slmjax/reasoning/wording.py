@@ -48,7 +48,7 @@ MEASURES = {
     "calories": "a cake has {n} calories and is sold on the corner.",
     "times": "a bell rings {n} times before the doors of a school open.",
 }
-COUNTABLE = "there are {n} other {unit} that belong to somebody else."
+COUNTABLE = "there are {n} other {unit}, as the newspaper says."
 ELSEWHERE = ("In a faraway town", "In some other city", "On a distant island")  # of four words each
 
 
