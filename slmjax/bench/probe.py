@@ -43,6 +43,7 @@ from slmjax.reasoning.probe_split import (
 )
 from slmjax.reasoning.probe_statistics import (
     LEVEL,
+    MATCHED,
     holm,
     matched_magnitudes,
     paired_means,
@@ -111,7 +112,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         f"out: {_listed(reasons)}.",
         f"{len(split.forbidden)} questions are held out with {len(split.held_out)} templates.",
         "Kolmogorov-Smirnov, originals against first variants of the held-out templates: p = "
-        f"{p_values['operands']:.2f} (operands), {p_values['results']:.2f} (results).",
+        f"{p_values['operands']:.2f} (operands), {p_values['results']:.2f} (results); magnitudes "
+        f"are {'' if min(p_values.values()) > MATCHED else 'NOT '}matched.",
     ]
     rows: list[Row] = []
     sets: list[Row] = []

@@ -239,9 +239,7 @@ def matched_magnitudes(instances: Sequence[ProbeInstance]) -> dict[str, float]:
     """Return {"operands", "results": p value} of originals against first variants of P0.
 
     The test is Kolmogorov and Smirnov's. Above MATCHED the new numbers count as distributed as the
-    old ones are, so that a change of accuracy is not one of magnitude.
-
-    Raises: UserError for a p value of MATCHED or less.
+    old ones are. Below it, a difference between P0 and the originals may be one of magnitude.
     """
     from scipy.stats import ks_2samp  # late: it takes a second; it comes with jax
 
@@ -258,11 +256,6 @@ def matched_magnitudes(instances: Sequence[ProbeInstance]) -> dict[str, float]:
     p_values = {}
     for kind, by_arm in samples.items():
         p_values[kind] = float(ks_2samp(by_arm["original"], by_arm["p0"]).pvalue)
-        if p_values[kind] <= MATCHED:
-            raise UserError(
-                f"{kind} of P0 are of other magnitudes than the originals' (p = "
-                f"{p_values[kind]:.2g}, expected more than {MATCHED}): draw with another seed."
-            )
     return p_values
 
 

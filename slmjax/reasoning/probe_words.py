@@ -163,10 +163,10 @@ def _answer(held_out: ColumnResult, is_better: bool) -> str:
     judged = [result for result in held_out.arms if result.verdict != "cannot be told"]
     falling = [result for result in judged if result.verdict == "falls"]
     harmless = [result.arm for result in judged if result.arm in HARMLESS]
-    harmful = [result.arm for result in falling if result.arm in HARMLESS]
-    if harmful:
+    misled = [result.arm for result in falling if result.arm in HARMLESS]
+    if misled:
         return (
-            f"Its answers depend on what does not matter ({', '.join(harmful)}): it does not "
+            f"Its answers depend on what does not matter ({', '.join(misled)}): it does not "
             "reason reliably, and matching of patterns would look like this."
         )
     if is_better:
@@ -178,10 +178,12 @@ def _answer(held_out: ColumnResult, is_better: bool) -> str:
         return f"Whether it reasons cannot be told: it solves too few {held_out.name} problems."
     if not harmless:
         return "Whether it reasons cannot be told: no harmless change could be judged."
-    unexplained = []
+    slipping, unexplained = [], []
     for result in falling:
         explained = np.isfinite(result.expected) and _against_slips(result) != "more than"
-        if result.arm in DEMANDING and not explained:
+        if explained:
+            slipping.append(result.arm)
+        elif result.arm in DEMANDING:
             unexplained.append(result.arm)
     sentence = f"No harmless change that was judged ({', '.join(harmless)}) is seen to lower it."
     if unexplained:
@@ -189,6 +191,8 @@ def _answer(held_out: ColumnResult, is_better: bool) -> str:
             f"{sentence} But {', '.join(unexplained)} cost more than slips in each step would: "
             "what it does is not carried over to them."
         )
+    if slipping:
+        sentence += f" It loses on {', '.join(slipping)} no more than slips in each step explain."
     return f"{sentence} That agrees with reasoning, and does not prove it."
 
 

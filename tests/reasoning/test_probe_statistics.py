@@ -97,12 +97,11 @@ def test_equal_values_are_no_certainty():
 
 
 def test_the_magnitudes_of_variants_are_those_of_the_originals():
-    assert min(statistics.matched_magnitudes(INSTANCES).values()) > 0.2
+    assert min(statistics.matched_magnitudes(INSTANCES).values()) > statistics.MATCHED
     # The arm of larger numbers in the place of P0 is noticed.
     shifted = [each for each in INSTANCES if each.arm == "original"]
     shifted += [each._replace(arm="p0") for each in INSTANCES if each.arm == "larger"]
-    with pytest.raises(UserError, match="operands of P0 are of other magnitudes"):
-        statistics.matched_magnitudes(shifted)
+    assert max(statistics.matched_magnitudes(shifted).values()) < 0.001
 
 
 def test_the_probe_tells_a_perfect_solver_from_a_careless_one():

@@ -119,7 +119,7 @@ def test_a_fall_that_slips_explain_is_told_from_one_that_they_do_not():
     assert any(
         "as independent slips in every step would give (30.0 % right)" in each for each in explained
     )
-    assert "agrees with reasoning" in explained[-1]
+    assert "loses on longer no more than slips in each step explain. That agrees" in explained[-1]
     unexplained = answer(0.45)
     assert any("more than independent slips" in each for each in unexplained)
     assert "longer cost more than slips" in unexplained[-1]
