@@ -7,7 +7,10 @@ python -m slmjax.launch --config=configs/orpo.py --init_from=runs/sft
 Data: that of configs/30m.py.
 Size: 61.5M parameters, of them 8.4M in the embedding. The layout is that of Qwen3 (a norm on
 queries and keys of each head, SwiGLU, tied embedding), which transformers and llama.cpp know.
-Time and score: not yet measured. 315M tokens, 4.2 epochs.
+Time: 7 min 5 s at 765k tokens/s of one H200, after 42 s of preparing the text and 58 s of compiling
+(2026-12-01); 315M tokens, 4.2 epochs.
+Score (one seed): 0.9988 bits per byte; books 1.240, textbooks 1.031, docs 0.876, math 0.707,
+reference 0.647, code 0.387.
 """
 
 from pathlib import Path

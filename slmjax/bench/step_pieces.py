@@ -22,6 +22,7 @@ from slmjax.ops.embedding import embed
 from slmjax.ops.softmax_attention import attention
 from slmjax.train.optimizer import Optimizer
 from slmjax.train.program import Program
+from slmjax.train.schedule import scaled_rates
 
 
 class Piece(NamedTuple):
@@ -284,9 +285,10 @@ class _Pieces:
             config.precision.optimizer,
         )
 
+        peak = scaled_rates(config.train, 1)
+
         def run(gradients, optimizer_state, params):
-            factor = jnp.float32(1)  # of the peak learning rate
-            return optimizer.update(gradients, optimizer_state, params, factor)
+            return optimizer.update(gradients, optimizer_state, params, peak)
 
         # Any gradients will do that have the parameters' shapes and types.
         gradients = jax.tree.map(lambda parameter: 1e-3 * parameter, state.params)

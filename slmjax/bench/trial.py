@@ -29,7 +29,7 @@ class Trial:
         compiled = time.perf_counter()
         self.state = jax.block_until_ready(program.init())
         started = time.perf_counter()
-        self.state, metrics = self.step(self.state, batch)
+        self.state, metrics = self.step(self.state, batch, program.rates(0))
         loss = float(metrics["loss"])  # waits for the step
         ended = time.perf_counter()
         # From the compiler: the device's own peak would include earlier programs.
@@ -79,9 +79,10 @@ class Trial:
         return known_values(row)
 
     def _take_steps(self, batches: Iterator, count: int) -> None:
+        rates = self.program.rates(0)
         for batch in itertools.islice(batches, count):
             # The step reuses the memory of the old state, so only the new one is valid.
-            self.state, metrics = self.step(self.state, batch)
+            self.state, metrics = self.step(self.state, batch, rates)
         jax.block_until_ready((self.state, metrics))
 
 

@@ -277,7 +277,7 @@ class EvalConfig:
         affects="bookkeeping",
         one_text=True,
     )
-    sample_tokens: int = setting(64, "length of a completion", NOT_NEGATIVE, affects="bookkeeping")
+    sample_tokens: int = setting(64, "length of a completion", POSITIVE, affects="bookkeeping")
     answers: int = setting(
         64,
         "held-out questions of dialogues that are answered at the end; 0: none",

@@ -174,7 +174,8 @@ class _Loop:
             fields = self.task.rows.shapes(step)
             # Dispatch returns at once; the device works while this thread prepares the next step.
             batch = hosts.global_batch(local_rows, fields, self.batch_shardings, run.held(step))
-            self.state, metrics = self.step_for(step, fields)(self.state, batch)
+            rates = run.program.rates(step)
+            self.state, metrics = self.step_for(step, fields)(self.state, batch, rates)
             if pending is not None:
                 # One step late, so that the device always has a step to do.
                 self.read_metrics(*pending)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from slmjax.config import TrainConfig
 from slmjax.models.declare import PART_OF, Weight
 from slmjax.parallel.rules import flatten_tree, unflatten
+from slmjax.train.schedule import Rates
 from slmjax.train.trainable import split, trainable_paths
 
 ADAM_B1 = 0.9  # decay of the first moment, as everywhere (Loshchilov and Hutter 2019)
@@ -28,7 +29,7 @@ MUON_RMS = 0.2
 class Optimizer:
     """Updates parameters with AdamW, or with AdamW and Muon, as config.train.optimizer says.
 
-    init(params) -> state; update(gradients, state, params, factor) -> (params, state).
+    init(params) -> state; update(gradients, state, params, rates) -> (params, state).
 
     Only trainable parameters have state, and `update` takes these alone; `trainable` holds their
     paths, see train/trainable.py. Stacked layers are independent matrices for Muon. Weight decay is
@@ -72,17 +73,15 @@ class Optimizer:
             state[name] = self._rule(name).init(part)
         return state
 
-    def update(
-        self, gradients: dict, state: dict, params: dict, factor: Float[Array, ""]
-    ) -> tuple[dict, dict]:
-        """Take one step at `factor` times the peak learning rate; return (params, state)."""
+    def update(self, gradients: dict, state: dict, params: dict, rates: Rates) -> tuple[dict, dict]:
+        """Take one step at the given rates; return (params, state)."""
         old = flatten_tree(params)
         new, new_state = {}, {}
         for name, part in self._parts(gradients).items():
             updates, new_state[name] = self._rule(name).update(part, state[name])
             for path, update in updates.items():
                 weight = self.declared[path]
-                rate = self.train.lr * factor * self._multiplier(weight.group, "lr")
+                rate = rates.learning * self._multiplier(weight.group, "lr")
                 if name == "muon":
                     update = update * _muon_scale(weight)
                 decay = 0.0
@@ -91,7 +90,7 @@ class Optimizer:
                 # In float32 even where moments or parameters have another type.
                 value, update = old[path].astype(jnp.float32), update.astype(jnp.float32)
                 if self.train.decay_lr:
-                    shrunk = self.train.decay_lr * factor * decay * value
+                    shrunk = rates.decay * decay * value
                     value = value - rate * update - shrunk
                 else:
                     value = value - rate * (update + decay * value)

@@ -24,7 +24,9 @@ from slmjax.parallel import devices
 from slmjax.parallel.mesh import DeviceKind, device_kind
 from slmjax.parallel.rules import field_shardings
 from slmjax.tasks.task import Task
+from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer
+from slmjax.train.schedule import Rates
 from slmjax.train.state import TrainState
 from slmjax.train.step import init_state, jit_step, make_step, state_shardings
 
@@ -113,11 +115,15 @@ class Program:
             return jax.jit(self.make, out_shardings=self.where)()
 
     def compile(self, task: Task, step: int = 0) -> Any:
-        """Return step(state, batch) -> (state, metrics) as one executable, which donates the state.
+        """Return step(state, batch, rates) -> (state, metrics) as one executable.
 
-        It takes batches that are shaped as that of `step`.
+        It donates the state and takes batches that are shaped as that of `step`.
         """
         return self.lower(task, step).compile()
+
+    def rates(self, step: int) -> Rates:
+        """Return what the compiled step takes as its third argument at a step."""
+        return schedule.rates(self.config.train, step, self.phases)
 
     def lower(self, task: Task, step: int = 0) -> Any:
         """Return the step before compilation."""
@@ -130,12 +136,11 @@ class Program:
             config.seed,
             self.where,
             self.declared,
-            self.phases,
         )
         deterministic = config.train.deterministic
         jitted = jit_step(function, self.where, fields, self.mesh, self.device, deterministic)
         with jax.set_mesh(self.mesh):
-            return jitted.lower(self.shapes, batch_shapes(fields, self.mesh))
+            return jitted.lower(self.shapes, batch_shapes(fields, self.mesh), self.rates(step))
 
     def _model_at(self, step: int) -> Model:
         """Return the model for the batches of the phase that a step is in."""

@@ -1,19 +1,46 @@
-"""Learning-rate schedules as pure functions of the step: a factor in [0, 1] of the peak rate."""
+"""Learning-rate schedules as pure functions of the step: a factor in [0, 1] of the peak rate.
+
+They are computed on the host: the compiled step takes its rates as an argument, so that it serves
+every rate, schedule and number of steps.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from slmjax.config import Config, TrainConfig
 from slmjax.config.run_phases import RunPhase, run_phases
 
+# One for each step that was asked for; of a single step a scalar.
+Factors = Float[np.ndarray, "..."] | np.float32
 
-def factor(
-    train: TrainConfig, step: ArrayLike, phases: Sequence[RunPhase] = ()
-) -> Float[Array, "..."]:
+
+class Rates(NamedTuple):
+    """What a step multiplies its updates with, float32.
+
+    Attributes:
+      learning: the learning rate, of groups without a multiplier.
+      decay: train.decay_lr with the same factor; 0, and not used, where that is 0.
+    """
+
+    learning: Float[ArrayLike, ""]
+    decay: Float[ArrayLike, ""]
+
+
+def rates(train: TrainConfig, step: int, phases: Sequence[RunPhase] = ()) -> Rates:
+    """Return the rates of a step. Args: see `factor`."""
+    return scaled_rates(train, factor(train, step, phases))
+
+
+def scaled_rates(train: TrainConfig, factor: Factors | float) -> Rates:
+    """Return the rates at a factor of their peaks."""
+    return Rates(np.float32(train.lr * factor), np.float32(train.decay_lr * factor))
+
+
+def factor(train: TrainConfig, step: ArrayLike, phases: Sequence[RunPhase] = ()) -> Factors:
     """Return the factor that config.train asks for at a step.
 
     Args:
@@ -26,7 +53,7 @@ def factor(
     return wsd(step, warmup=train.warmup, total=train.steps, decay=train.decay)
 
 
-def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Array, "..."]:
+def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Factors:
     """Warm up, hold, then decay to zero as 1 - sqrt over the last `decay` share of the run.
 
     Args:
@@ -42,14 +69,14 @@ def wsd(step: ArrayLike, *, warmup: int, total: int, decay: float) -> Float[Arra
         raise ValueError(
             f"warmup of {warmup} steps and a decay from step {start} exceed a run of {total}"
         )
-    step = jnp.asarray(step, jnp.float32)
+    step = np.asarray(step, np.float32)
     # Share of the decay that is done; 0 before it begins.
-    done = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
-    falling = 1.0 - jnp.sqrt(done)
+    done = np.clip((step - start) / max(total - start, 1), 0.0, 1.0)
+    falling = 1.0 - np.sqrt(done)
     return _warmup(step, warmup) * falling
 
 
-def by_phases(step: ArrayLike, *, warmup: int, phases: Sequence[RunPhase]) -> Float[Array, "..."]:
+def by_phases(step: ArrayLike, *, warmup: int, phases: Sequence[RunPhase]) -> Factors:
     """Warm up, and follow the rate of each phase: falling as 1 - sqrt, rising linearly.
 
     Args:
@@ -61,29 +88,29 @@ def by_phases(step: ArrayLike, *, warmup: int, phases: Sequence[RunPhase]) -> Fl
     """
     if not phases:
         raise ValueError("the schedule 'phases' needs the phases of the run")
-    step = jnp.asarray(step, jnp.float32)
-    value = jnp.ones_like(step)
+    step = np.asarray(step, np.float32)
+    value = np.ones_like(step)
     for phase in phases:
         begin, end = phase.rate
         # Share of the phase that is done.
-        done = jnp.clip((step - phase.first) / (phase.stop - phase.first), 0.0, 1.0)
+        done = np.clip((step - phase.first) / (phase.stop - phase.first), 0.0, 1.0)
         if end < begin:
             # 1 - sqrt from `begin` to `end`; from 1 to 0 it is that of `wsd` to the last bit.
-            in_phase = end + (begin - end) * (1.0 - jnp.sqrt(done))
+            in_phase = end + (begin - end) * (1.0 - np.sqrt(done))
         else:
             in_phase = begin + (end - begin) * done
-        value = jnp.where(step >= phase.first, in_phase, value)
+        value = np.where(step >= phase.first, in_phase, value)
     return _warmup(step, warmup) * value
 
 
-def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> Float[Array, "..."]:
+def cosine(step: ArrayLike, *, warmup: int, total: int, floor: float = 0.1) -> Factors:
     """Warm up, then half a cosine down to `floor` of the peak.
 
     Source: Loshchilov and Hutter 2017; the floor is Hoffmann et al. 2022's.
     """
-    step = jnp.asarray(step, jnp.float32)
-    done = jnp.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
-    return _warmup(step, warmup) * (floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done)))
+    step = np.asarray(step, np.float32)
+    done = np.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
+    return _warmup(step, warmup) * (floor + (1.0 - floor) * 0.5 * (1.0 + np.cos(np.pi * done)))
 
 
 def decay_start(total: int, decay: float) -> int:
@@ -117,12 +144,12 @@ def shared_steps(one: Config, other: Config) -> int:
     factors = []
     for config in (one, other):
         phases = run_phases(config.data, config.train)
-        factors.append(np.asarray(factor(config.train, steps, phases)))
+        factors.append(factor(config.train, steps, phases))
     differing = np.flatnonzero(factors[0] != factors[1])
     return int(differing[0]) if len(differing) else len(steps)
 
 
-def _warmup(step: Array, warmup: int) -> Array:
+def _warmup(step: Factors, warmup: int) -> Factors:
     """Return the factor of the warmup: a linear rise to 1 over `warmup` steps."""
     # The first step has 1 / warmup of the peak, not 0: a step at rate 0 would be wasted.
-    return jnp.minimum(1.0, (step + 1.0) / max(warmup, 1))
+    return np.minimum(1.0, (step + 1.0) / max(warmup, 1))

@@ -1,7 +1,7 @@
 """The train step: one compiled function from (state, batch) to (state, metrics)."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from slmjax.config import TrainConfig
-from slmjax.config.run_phases import RunPhase
 from slmjax.data.rows import Fields
 from slmjax.models.declare import combined, keep_channel, merged, nothing_seen, updated
 from slmjax.models.lm import Model
@@ -17,8 +16,8 @@ from slmjax.parallel.compiling import compiler_options
 from slmjax.parallel.mesh import BATCH, DeviceKind
 from slmjax.parallel.rules import field_shardings, like_parameters, shardings
 from slmjax.tasks.task import Task
-from slmjax.train import schedule
 from slmjax.train.optimizer import Optimizer, clip
+from slmjax.train.schedule import Rates
 from slmjax.train.state import TrainState, judge_step, loss_scale, no_spikes
 from slmjax.train.trainable import split
 
@@ -31,9 +30,8 @@ def make_step(
     seed: int,
     where: TrainState,
     declared: tuple[dict, dict],
-    phases: Sequence[RunPhase] = (),
 ) -> Callable:
-    """Return step(state, batch) -> (state, metrics), to be jitted by `jit_step`.
+    """Return step(state, batch, rates) -> (state, metrics), to be jitted by `jit_step`.
 
     The batch is cut into train.microbatches interleaved parts, so that each part stays split
     over all devices. Loss and gradient are sums, divided once by the task's totals["main"] of the
@@ -46,7 +44,6 @@ def make_step(
     Args:
       where: shardings of the state.
       declared: declarations of the parameters and of the buffers.
-      phases: of the run, for the schedule "phases".
     """
     compute = model.arch.compute
     declared_params, declared_buffers = declared
@@ -71,7 +68,7 @@ def make_step(
     # channel is its observation.
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
-    def step(state: TrainState, batch: dict):
+    def step(state: TrainState, batch: dict, rates: Rates):
         # A function of seed and step alone, so that a resumed run draws the same.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = loss_scale(state.spikes) if compute == "float16" else 1.0
@@ -104,8 +101,7 @@ def make_step(
         keep, spikes = judge_step(state.spikes, jnp.stack([mean, norm]), train.spike_sigma)
 
         # The update is computed for a rejected step too: `kept` chooses, without a branch.
-        factor = schedule.factor(train, state.step, phases)
-        updated_params, moments = optimizer.update(gradients, state.optimizer, trained, factor)
+        updated_params, moments = optimizer.update(gradients, state.optimizer, trained, rates)
         params = merged(updated_params, frozen)
         buffers = updated(declared_buffers, state.buffers, seen)
 
@@ -129,7 +125,7 @@ def make_step(
             "weights": weights,
             "loss": mean,
             "grad_norm": norm,
-            "learning_rate": train.lr * factor,
+            "learning_rate": rates.learning,
             "skips": spikes.skips,
         }
         return new_state, metrics
@@ -148,7 +144,7 @@ def jit_step(
     """Return the step as one program, with the state donated and the device's compiler options."""
     return jax.jit(
         step,
-        in_shardings=(where, field_shardings(fields, mesh)),
+        in_shardings=(where, field_shardings(fields, mesh), NamedSharding(mesh, P())),
         out_shardings=(where, NamedSharding(mesh, P())),
         donate_argnums=0,  # the new state takes the old one's memory
         compiler_options=compiler_options(device.platform, deterministic=deterministic),

@@ -17,6 +17,7 @@ from slmjax.models.declare import DECLARED_GROUPS, merged
 from slmjax.models.layers import Context
 from slmjax.models.pattern import from_config
 from slmjax.train.optimizer import Optimizer, group_multiplier
+from slmjax.train.schedule import scaled_rates
 from slmjax.train.trainable import split
 
 VOCABULARY, ROWS, LENGTH, STEPS = 64, 8, 32, 4
@@ -74,7 +75,7 @@ def _trained(arch, train, params, rates):
         gradients, seen = jax.grad(loss, has_aux=True)(params)
         trained, frozen = split(params, optimizer.trainable)
         moved, _ = split(gradients, optimizer.trainable)
-        trained, state = optimizer.update(moved, state, trained, jnp.float32(1))
+        trained, state = optimizer.update(moved, state, trained, scaled_rates(train, 1))
         return (merged(trained, frozen), state), seen
 
     _, seen = jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS + 1)

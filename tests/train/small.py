@@ -120,7 +120,9 @@ class Setup:
         state = self.state
         with jax.set_mesh(self.mesh):
             self.state, metrics = self.compiled(
-                state, jax.device_put(batch, batch_sharding(self.mesh))
+                state,
+                jax.device_put(batch, batch_sharding(self.mesh)),
+                self.program.rates(int(state.step)),
             )
         return jax.tree.map(float, metrics)
 

@@ -11,6 +11,7 @@ from slmjax.models import lm
 from slmjax.models.pattern import from_config
 from slmjax.parallel.rules import flatten_tree
 from slmjax.train.optimizer import Optimizer, clip
+from slmjax.train.schedule import scaled_rates
 from tests.train.small import small_config
 
 
@@ -32,9 +33,11 @@ def optimizer_of(layers, multipliers=None, **train):
 def steps(optimizer, params, gradients, count=3):
     """Parameters after `count` updates, of which the n-th has n times the gradients."""
 
+    rates = scaled_rates(optimizer.train, 0.5)
+
     def update(carry, times):
         return optimizer.update(
-            jax.tree.map(lambda g: g * times, gradients), carry[1], carry[0], jnp.float32(0.5)
+            jax.tree.map(lambda g: g * times, gradients), carry[1], carry[0], rates
         ), None
 
     run = jax.jit(
@@ -84,7 +87,9 @@ def test_muon_updates_have_equal_singular_values_and_adamws_size():
     train = small_config(optimizer="muon", weight_decay=0.0).train
     optimizer = optimizer_of(2, optimizer="muon", weight_decay=0.0)
     params, gradients = tree(2), tree(2, seed=1)
-    new, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params, jnp.float32(1.0))
+    new, _ = jax.jit(optimizer.update)(
+        gradients, optimizer.init(params), params, scaled_rates(optimizer.train, 1)
+    )
     change = (
         flatten_tree(new)["stack/0/0/mixer/query"] - flatten_tree(params)["stack/0/0/mixer/query"]
     )[0].reshape(64, 64) / train.lr

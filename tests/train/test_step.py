@@ -70,6 +70,21 @@ def test_a_single_step_is_the_golden_one():
 GOLDEN = [6.260368, 1.568203, 6.703821e-4]
 
 
+def test_one_compiled_step_serves_every_rate_schedule_and_length():
+    def text(**train):
+        setup = Setup(small_config(weight_decay=0.1, **train))
+        return setup.lowered().as_text()
+
+    usual = text(decay_lr=1e-3)
+    assert "stablehlo" in usual
+    others = {"lr": 0.02, "steps": 50, "warmup": 7, "decay": 0.5, "schedule": "cosine"}
+    assert text(decay_lr=4e-3, **others) == usual
+    # The comparison sees what is part of the step.
+    assert text(decay_lr=1e-3, clip=0.5) != usual
+    # Without its own rate the decay follows the learning rate: other arithmetic.
+    assert text() != usual
+
+
 def test_gradients_of_the_step_are_those_of_a_plain_loss():
     config = small_config(optimizer="adamw", clip=0.0, weight_decay=0.0, z_loss=1e-3)
     setup, batch = (

@@ -13,6 +13,7 @@ from slmjax.models import lm
 from slmjax.models.pattern import from_config
 from slmjax.parallel.rules import flatten_tree
 from slmjax.train.optimizer import Optimizer
+from slmjax.train.schedule import scaled_rates
 from slmjax.train.transfer import transfer
 from tests.train import coordinates
 
@@ -69,7 +70,9 @@ def shrunk(lr, multipliers, **train):
     optimizer = Optimizer(train_of(lr=lr, weight_decay=0.1, **train), multipliers, declared)
     params = jax.tree.map(lambda weight: jnp.ones(weight.shape), declared)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    new, _ = optimizer.update(zeros, optimizer.init(params), params, jnp.float32(0.5))
+    new, _ = optimizer.update(
+        zeros, optimizer.init(params), params, scaled_rates(optimizer.train, 0.5)
+    )
     new = flatten_tree(new)
     assert float(new["embedding"].min()) == 1
     return float(new["stack/0/0/mixer/query"].max())
@@ -121,7 +124,7 @@ def test_the_spectral_norm_of_an_aligned_update_does_not_depend_on_the_width(opt
             return jnp.broadcast_to(draw.choice([-1.0, 1.0], weight.shape[-1]), weight.shape)
 
         gradients = jax.tree.map(aligned, declared)
-        new, _ = update.update(gradients, update.init(params), params, jnp.float32(1))
+        new, _ = update.update(gradients, update.init(params), params, scaled_rates(train, 1))
         query = np.asarray(flatten_tree(new)["stack/0/0/mixer/query"][0]).reshape(width, width)
         norms.append(np.linalg.norm(query, 2))
     # Muon's five Newton-Schulz iterations leave singular values between 0.7 and 1.2.
