@@ -92,9 +92,9 @@ def without_held_out(problems: Sequence[WordProblem], split: ProbeSplit) -> list
 def training_texts(
     templates: Sequence[ProblemTemplate], split: ProbeSplit, pool: NumberPool, variants: int
 ) -> Iterator[str]:
-    """Yield GSM8K's format with equations only, `variants` texts for each template.
+    """Yield variants in GSM8K's format with equations only, at most `variants` of each template.
 
-    A text that equals one of the probe's PROBE_VARIANTS is left out.
+    No text comes twice, and none has a question of the probe's PROBE_VARIANTS.
 
     Raises: UserError for a template that is not in the trained-on column.
     """
@@ -104,10 +104,11 @@ def training_texts(
             kind = "held out" if template.key in split.forbidden else "not in the trained-on column"
             raise UserError(f"template {template.key} is {kind}; no training text is made from it.")
     for template in templates:
-        probed = {redrawn(template, pool, each).question for each in range(PROBE_VARIANTS)}
+        taken = {redrawn(template, pool, each).question for each in range(PROBE_VARIANTS)}
         for variant in range(variants):
             problem = redrawn(template, pool, FIRST_TRAINING_VARIANT + variant)
-            if problem.question not in probed:
+            if problem.question not in taken:
+                taken.add(problem.question)
                 yield training_text(problem)
 
 
