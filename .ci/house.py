@@ -23,8 +23,8 @@ from pathlib import Path
 # Room by room, each of which imports only earlier ones.
 ORDER = """
 errors readable config text textbook data parallel ops models checkpoint exported infer record
-curate synthesize evals tasks train studies cli mixture compare generate chat export testing launch
-bench
+curate synthesize evals tasks reasoning train studies cli mixture compare generate chat export
+testing launch bench
 """.split()  # noqa: SIM905
 WIDTH = 100  # most characters of a line
 # Tokens that are not counted as code.

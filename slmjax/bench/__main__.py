@@ -27,6 +27,7 @@ BENCHES = {
     "dedup": "near-duplicate search, next to datasketch, rensa and datatrove",
     "orpo": "preferences learned from pairs, next to TRL",
     "regmix": "losses of mixtures predicted from RegMix's proxies, next to LightGBM",
+    "probe": "the reasoning probe on solvers of known kinds",
 }
 # The module of a bench that does not have the bench's own name.
 MODULES = {
@@ -43,6 +44,7 @@ WITHOUT_RECIPE = (
     "decontaminate",
     "dedup",
     "regmix",
+    "probe",
 )  # they measure neither a model nor a recipe's text
 RECIPE = "configs/304m.py"
 # Keys of a bench's result whose rows are printed as a table.
