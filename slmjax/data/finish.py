@@ -9,7 +9,7 @@ import numpy as np
 from slmjax.data.encode import encode_documents
 from slmjax.data.heldout import HeldoutChoice, seen_in_training
 from slmjax.data.jobs import Job
-from slmjax.data.manifest import FORMAT, prepared_fingerprint
+from slmjax.data.manifest import FORMAT, manifest_seal, prepared_fingerprint
 from slmjax.data.preparation_plan import PreparationPlan, Unusable
 from slmjax.data.scan_reports import Report
 from slmjax.data.shard_files import shard_entry
@@ -89,6 +89,7 @@ def finish_folder(
         "warnings": warnings,
         "seconds": seconds,
     }
+    manifest["seal"] = manifest_seal(manifest)
     tokenizer.save(plan.folder / "tokenizer.json")
     # The manifest comes last: a folder that has one is complete.
     write_atomic(plan.folder / "manifest.json", manifest)

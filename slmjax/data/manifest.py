@@ -31,9 +31,17 @@ def read_manifest(folder: Path) -> dict:
         raise UserError(
             f"{path} has format {version}; expected {FORMAT}: delete the folder and prepare again."
         )
-    if not _is_complete(manifest):
+    # Manifests of versions without a seal have no such field.
+    is_sealed = manifest.get("seal", "") in ("", manifest_seal(manifest))
+    if not is_sealed or not _is_complete(manifest):
         raise UserError(f"{path} is damaged; delete the folder and prepare again.")
     return manifest
+
+
+def manifest_seal(manifest: dict) -> str:
+    """Return a hash of all fields but "seal" itself, by which a damaged name or number is seen."""
+    fields = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def check_shards(source: dict, folder: Path) -> None:

@@ -214,6 +214,8 @@ def test_what_the_manifest_says_of_a_file_in_a_shared_shard_is_checked(alone, sm
     _, sources, expected = alone
     made = run(sources, tmp_path)
     manifest = json.loads((made.folder / "manifest.json").read_text())
+    # As of an older version: with its seal, any change at all would be seen.
+    del manifest["seal"]
     part = manifest["sources"]["many"]["shards"][0]["parts"][3]
     for place, value in ((1, 2), (2, "0" * 64), (1, "one"), (0, None)):
         kept, part[place] = part[place], value
