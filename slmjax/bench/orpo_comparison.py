@@ -7,7 +7,8 @@ Pairs are split by prompt: 70 % to train on, 10 % (dev) to choose each side's ra
 report. --part=grid trains with every rate and writes the two that score best on dev to
 WORK/grid.json; --part=final trains every seed with these and scores test. One rate a side needs no
 grid. What is finished in --work is kept: the same command goes on where it was stopped. Sources of
-running text are only scored: bits per byte, before and after.
+running text are only scored: bits per byte, before and after. With them, a rate of ours counts only
+if it makes the text at most 2 % worse; TRL's are not judged by it.
 
 --part=split only writes WORK/splits/{train,dev,test}, before there is an SFT run (--init_from is
 the base then). The SFT run gets the pairs with weight 0 and the files of test as `heldout`, so that
@@ -44,6 +45,8 @@ from slmjax.text.sources import parse_sources
 RECIPE = "configs/orpo.py"
 # Most difference of two float32 scorers in the mean log-probability of an answer's tokens.
 SCORERS_AGREE = 1e-4
+# Most bits per byte of running text after a training, relative to those before.
+MOST_FORGOTTEN = 1.02
 # Fields of the config that do not decide a result: paths, and what each training sets itself.
 FREE_FIELDS = {"": ("seed",), "train": ("lr",), "data": ("cache", "sources")}
 
@@ -193,11 +196,7 @@ class SideBySide:
         for side in SIDES:
             side_rows = [self._grid_row(side, rate) for rate in self._rates(side)]
             rows += side_rows
-            trained = [row for row in side_rows if "fault" not in row]
-            if not trained:
-                raise UserError(f"no rate of {side} trained: {side_rows[-1]['fault']}")
-            # Of equal scores the smaller rate, which comes first.
-            best = max(trained, key=lambda row: row["dev, %"])
+            best = best_row(side, side_rows)
             best["chosen"] = "yes"
             chosen[side] = best["rate"]
             if len(side_rows) > 1 and best in (side_rows[0], side_rows[-1]):
@@ -247,6 +246,8 @@ class SideBySide:
             return row
         right = self._hits("dev", scored["nats"])
         row["dev, %"] = 100 * float(right.mean())
+        if scored.get("before"):
+            row["text, ratio"] = scored["after"] / scored["before"]
         row["seconds"] = scored["seconds"]
         return row
 
@@ -304,6 +305,25 @@ class SideBySide:
         if grid["whose"] != self.whose:
             raise UserError(f"'{path}' is of another comparison; run --part=grid again.")
         return grid["rates"] | only
+
+
+def best_row(side: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the rate that scores best on dev; of equal scores the first one.
+
+    Args:
+      rows: of a side's grid, from the smallest rate.
+    Raises: UserError where no rate trained, or where each costs too much of the running text.
+    """
+    trained = [row for row in rows if "fault" not in row]
+    if not trained:
+        raise UserError(f"no rate of {side} trained: {rows[-1]['fault']}")
+    kept = [row for row in trained if row.get("text, ratio", 1.0) <= MOST_FORGOTTEN]
+    if not kept:
+        raise UserError(
+            f"every rate of {side} makes running text more than {MOST_FORGOTTEN - 1:.0%} worse; "
+            "give smaller ones."
+        )
+    return max(kept, key=lambda row: row["dev, %"])
 
 
 def claim_work(setup: Setup, given: Sequence[Source], parent: str, pairs: str) -> str:

@@ -123,10 +123,8 @@ class Sides:
                 "heldout": [str(split_file(setup.splits, split, source.name))],
                 "kind": PAIRS,
             }
-        # The choice of rates does not need the others.
-        if split == "test":
-            for source in setup.texts:
-                sources[source.name] = _scored_only(source)
+        for source in setup.texts:
+            sources[source.name] = _scored_only(source)
         cache = config.data.cache or str(setup.work / "prepared")
         data = dataclasses.replace(config.data, sources=sources, cache=cache)
         workdir = str(setup.work / "run")

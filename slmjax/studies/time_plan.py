@@ -44,11 +44,11 @@ ACTIVATION_BYTES, ACTIVATION_SHARE = 36, 0.5
 # Float32 parameters, gradients and two moments, and the share of the memory that they may take.
 STATE_BYTES, STATE_SHARE = 16, 0.3
 # Training is slower than matrix products. On one H200 a token takes as long as its FLOPs and these
-# more at 41 % of the peak: 2.3M tokens/s at 10M parameters, 1.36M at 30M, 208k at 304M. Two CPU
-# cores do 36k tokens/s at 0.2M and .75k at 10M, proportional to the FLOPs.
-OVERHEAD_FLOPS = {"cpu": 0.0}
-ACCELERATOR_OVERHEAD = 1.2e8
-UTILISATION = 0.4
+# more at 41 % of the peak: 2.3M tokens/s at 10M parameters, 1.36M at 30M, 208k at 304M.
+OVERHEAD_FLOPS, UTILISATION = 1.2e8, 0.4
+# On a CPU the share grows with the FLOPs of a token, here at a million. Two cores with 270 GFLOP/s
+# in products do 26.3k tokens/s at 54k parameters, 11.2k at 197k, 6.9k at 820k and 2.8k at 3.15M.
+CPU_UTILISATION, CPU_POWER = 0.066, 0.39
 # A larger or smaller model than the one that was timed must be better by this share of the loss:
 # its compilation has to be paid again.
 WORTHWHILE = 0.01
@@ -146,10 +146,14 @@ def guessed_speeds(
       flops: of a token, by parameters.
       flops_per_second: of matrix products, on all devices.
     """
-    overhead = OVERHEAD_FLOPS.get(platform, ACCELERATOR_OVERHEAD)
-    return {
-        size: UTILISATION * flops_per_second / (value + overhead) for size, value in flops.items()
-    }
+    speeds = {}
+    for size, value in flops.items():
+        if platform == "cpu":
+            share = min(UTILISATION, CPU_UTILISATION * (value / 1e6) ** CPU_POWER)
+            speeds[size] = share * flops_per_second / value
+        else:
+            speeds[size] = UTILISATION * flops_per_second / (value + OVERHEAD_FLOPS)
+    return speeds
 
 
 def measured_speeds(guessed: Mapping[int, float], timed: Sequence[TimedStep]) -> dict[int, float]:

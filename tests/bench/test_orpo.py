@@ -246,6 +246,22 @@ def test_a_work_folder_of_another_comparison_is_refused(tmp_path):
         orpo_comparison.claim_work(other, (), "a", "b")
 
 
+def test_a_rate_that_forgets_the_text_is_not_chosen():
+    rows = [
+        {"rate": 1e-3, "dev, %": 60.0, "text, ratio": 1.001},
+        {"rate": 3e-3, "dev, %": 60.0, "text, ratio": 1.02},
+        {"rate": 1e-2, "dev, %": 70.0, "text, ratio": 1.03},
+        {"rate": 3e-2, "fault": "it failed"},
+    ]
+    assert orpo_comparison.best_row("ours", rows)["rate"] == 1e-3
+    without_text = [{"rate": row["rate"], "dev, %": row["dev, %"]} for row in rows[:3]]
+    assert orpo_comparison.best_row("trl", without_text)["rate"] == 1e-2
+    with pytest.raises(UserError, match="every rate of ours makes running text more than 2% worse"):
+        orpo_comparison.best_row("ours", rows[2:])
+    with pytest.raises(UserError, match="no rate of ours trained: it failed"):
+        orpo_comparison.best_row("ours", rows[3:])
+
+
 def test_the_final_part_takes_the_rates_of_its_own_grid(tmp_path):
     made = object.__new__(orpo_comparison.SideBySide)
     made.options, made.whose = arguments("--rates=1e-3", "--trl_rates=2e-3"), "own"
