@@ -24,7 +24,7 @@ from pathlib import Path
 ORDER = """
 errors readable config text textbook data parallel ops models checkpoint exported infer record
 curate synthesize evals tasks reasoning train studies cli mixture compare generate chat export
-testing launch bench
+probe_training testing launch bench
 """.split()  # noqa: SIM905
 WIDTH = 100  # most characters of a line
 # Tokens that are not counted as code.

@@ -1,9 +1,8 @@
 """Write the option tables of docs/*.md from the library: python .ci/option_tables.py [--check].
 
 A table follows a line `<!-- options: GROUP ... -->` (fields of the config's groups; "." for those
-of no group), `<!-- generate options -->`, `<!-- chat options -->` or `<!-- export options -->`
-(options of those commands). With --check nothing is written, and the status is 1 if a page is
-stale.
+of no group), or `<!-- COMMAND options -->` (options of a command of PARSERS). With --check nothing
+is written, and the status is 1 if a page is stale.
 """
 
 import argparse
@@ -11,16 +10,17 @@ import re
 import sys
 from pathlib import Path
 
-from slmjax import chat, config, export, generate
+from slmjax import chat, config, export, generate, probe_training
 
 PARSERS = {
     "generate": generate.make_parser,
     "chat": chat.chat_parser,
     "export": export.make_export_parser,
+    "probe_training": probe_training.probe_training_parser,
 }
 DOCS = Path(__file__).parent.parent / "docs"
 # The marking line (its words are group 2), and the table after it, if there is one.
-TABLE = re.compile(r"(<!-- (options: [^>]*|[a-z]+ options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?")
+TABLE = re.compile(r"(<!-- (options: [^>]*|[a-z_]+ options) -->\n)(?:\n\|[^\n]*(?:\n\|[^\n]*)*\n)?")
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -8,6 +8,7 @@ python -m slmjax.launch --config=configs/evaluate.py:textbook --init_from=runs/t
 Without an argument: ARC, PIQA, WinoGrande, BoolQ, COPA, OpenBookQA, LAMBADA and BLiMP, by
 log-likelihood, of $SLMJAX_SHARED/evals (SLMJAX_SHARED is ../shared/data unless set).
 word_problems: GSM8K's test problems, answered in the model's own words.
+development: 500 of GSM8K's training problems to choose runs by, with 16 samples each.
 textbook: held-out questions of the embedded textbook, which need no data.
 files: only those of --config.evaluate.files.NAME=PATH.
 
@@ -30,6 +31,7 @@ TASKS = {
         "blimp",
     ),
     "word_problems": ("gsm8k_test",),
+    "development": ("gsm8k_dev",),
     "textbook": ("textbook",),
     "files": (),
 }
@@ -41,6 +43,8 @@ def get_config(part="choices"):
     c = config.base()
     c.stage = "evaluate"
     c.evaluate.tasks = TASKS[part]
+    if part == "development":
+        c.evaluate.samples = 16
     if part == "textbook":
         # Its rows have 256 tokens, of which a question takes up to 90.
         c.evaluate.max_tokens = 128

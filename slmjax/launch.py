@@ -28,6 +28,7 @@ STAGES = {
     "mixture": "slmjax.studies.mixture_study:run_mixture",
     "forecast": "slmjax.studies.forecast_study:run_forecast",
     "evaluate": "slmjax.evals.evaluate_stage:run_evaluate",
+    "reasoning": "slmjax.reasoning.reasoning_stage:run_reasoning",
 }
 # The stage train where config.train.minutes chooses the size and the steps.
 MINUTES = "slmjax.studies.minutes_run:run_minutes"
@@ -85,7 +86,7 @@ def _run(argv: list[str]) -> int:
     elif processes or process >= 0:
         _check_processes(process, processes, config.stage)
         stage_arguments |= {"process": process, "processes": processes}
-    if config.stage in ("synthesize", "evaluate"):
+    if config.stage in ("synthesize", "evaluate", "reasoning"):
         # A teacher, or the model that is evaluated, may be somebody else's checkpoint.
         stage_arguments["trust"] = cli.trusted(options)
     run_stage = _stage_function(STAGES[config.stage])
@@ -148,7 +149,7 @@ def _check_processes(process: int, processes: int, stage: str) -> None:
     """Raises: UserError for options that do not fit a stage whose processes share only a folder."""
     if not 0 <= process < processes:
         raise UserError("--processes=N and --process=0..N-1 go together.")
-    if stage in ("recall", "mixture", "forecast", "evaluate"):
+    if stage in ("recall", "mixture", "forecast", "evaluate", "reasoning"):
         raise UserError(f"the stage {stage} is one process; it takes no --processes.")
 
 

@@ -77,7 +77,7 @@ def test_every_config_field_that_the_pages_and_the_scripts_name_exists():
     text = EVERYTHING + "".join(script.read_text() for script in SCRIPTS)
     named = set(re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", text))
     own = re.compile(
-        r"data\.sources\.(web|chats|dialogues|pairs|new)\.\w+|curate\.(rules|languages)\.\w+"
+        r"data\.sources\.(web|chats|dialogues|pairs|new|worked)\.\w+|curate\.(rules|languages)\.\w+"
         r"|evaluate\.files\.\w+"
     )
     unknown = {name for name in named - set(configs.FIELDS) if not own.fullmatch(name)}
@@ -180,6 +180,8 @@ def small(words):
     elif "evaluate.py" in recipe:
         # The model is that of --init_from.
         fields = []
+    elif "reasoning.py" in recipe:
+        fields = ["reasoning.templates=2", "reasoning.variants=1", "reasoning.max_tokens=4"]
     elif "target.json" in recipe:
         # A forecast is for this very config.
         fields = []

@@ -50,7 +50,7 @@ OPTIONS = {
     "--config=RECIPE --workdir=": "--workdir= is empty",
     "--config=x --processes=two": "--processes=two: expected a whole number",
     "--config=none.py": "no file 'none.py'",
-    "--config=RECIPE --config.stage=trian": "it can be train, prepare, synthesize, curate, recall, mixture, forecast, evaluate. Did you mean 'train'?",
+    "--config=RECIPE --config.stage=trian": "it can be train, prepare, synthesize, curate, recall, mixture, forecast, evaluate, reasoning. Did you mean 'train'?",
     "--config=RECIPE --process=0": "go together",
     "--config=RECIPE --config.stage=prepare --process=2 --processes=2": "go together",
     "--config=RECIPE --process=--1": "--process=--1: expected a whole number",

@@ -16,42 +16,32 @@ Reads gsm8k/train.jsonl.xz in $SLMJAX_SHARED (../shared/data unless set).
 """
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from slmjax.errors import UserError
-from slmjax.evals.word_problems import WordProblem, read_problems
-from slmjax.reasoning.arms import ARMS
-from slmjax.reasoning.probe_scores import (
-    ProbeInstance,
-    Scores,
-    probe_instances,
-    run_probe,
-    step_counts,
+from slmjax.evals.word_problems import WordProblem
+from slmjax.reasoning.probe_columns import (
+    HELD_OUT,
+    TRAINED_ON,
+    Column,
+    check_sizes,
+    read_probe_problems,
 )
-from slmjax.reasoning.probe_split import (
-    PROBE_TEMPLATES,
-    PROBE_VARIANTS,
-    read_split,
-    templates_by_key,
-    without_held_out,
-)
+from slmjax.reasoning.probe_scores import Scores, run_probe, step_counts
+from slmjax.reasoning.probe_split import PROBE_TEMPLATES, PROBE_VARIANTS
 from slmjax.reasoning.probe_statistics import (
     LEVEL,
     MATCHED,
     holm,
     matched_magnitudes,
     paired_means,
-    probe_power,
+    power_rows,
     sign_flip_test,
 )
 from slmjax.reasoning.probe_words import column_result, novelties, probe_sentences
-from slmjax.reasoning.problem_templates import NumberPool, ProblemTemplate, make_templates
 from slmjax.reasoning.simulated_solvers import (
     careless_solver,
     perfect_solver,
@@ -59,18 +49,7 @@ from slmjax.reasoning.simulated_solvers import (
     unaffected_scores,
 )
 
-POWER_ACCURACIES = (0.10, 0.30)
-POWER_DROPS = (0.02, 0.03, 0.05)
-
 Row = dict[str, Any]
-
-
-class Column(NamedTuple):
-    """Held-out or trained-on templates, with their instances in all arms."""
-
-    name: str
-    templates: list[ProblemTemplate]
-    instances: list[ProbeInstance]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,35 +68,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     sets: templates by column and novelty, and P0 accuracy on them.
     curve: power by accuracy and drop.
     """
-    if not 2 <= arguments.templates <= PROBE_TEMPLATES or arguments.variants < 1:
-        raise UserError(f"expected 2 to {PROBE_TEMPLATES} templates and at least one variant.")
-    path = Path(os.environ.get("SLMJAX_SHARED", "../shared/data")).expanduser()
-    path = path / "gsm8k" / "train.jsonl.xz"
-    if not path.exists():
-        raise UserError(f"{path} is missing; SLMJAX_SHARED names the folder with gsm8k/.")
-    power = _power_rows(arguments)  # before anything is scored
-    problems, faults = read_problems(path)
-    templates, reasons = make_templates(problems)
-    split = read_split()
-    pool = NumberPool(templates)
+    check_sizes(arguments.templates, arguments.variants)
+    of = read_probe_problems()
+    power = power_rows(arguments.templates, arguments.variants)  # before anything is scored
     columns = []
-    for name, keys in (("held-out", split.held_out), ("trained-on", split.trained_on)):
-        chosen = templates_by_key(templates, keys[: arguments.templates])
-        instances = probe_instances(chosen, pool, variants=arguments.variants)
-        columns.append(Column(name, chosen, instances))
+    for name in (HELD_OUT, TRAINED_ON):
+        columns.append(of.column(name, arguments.templates, arguments.variants))
     held_out = columns[0]
     p_values = matched_magnitudes(held_out.instances)
     messages = [
-        f"{len(problems)} problems ({faults.total()} faults) give {len(templates)} templates. Left "
-        f"out: {_listed(reasons)}.",
-        f"{len(split.forbidden)} questions are held out with {len(split.held_out)} templates.",
+        f"{len(of.problems)} problems give {len(of.templates)} templates. Left out: "
+        f"{_listed(of.left_out)}.",
+        f"{len(of.split.forbidden)} questions are held out with {len(of.split.held_out)} "
+        "templates.",
         "Kolmogorov-Smirnov, originals against first variants of the held-out templates: p = "
         f"{p_values['operands']:.2f} (operands), {p_values['results']:.2f} (results); magnitudes "
         f"are {'' if min(p_values.values()) > MATCHED else 'NOT '}matched.",
     ]
     rows: list[Row] = []
     sets: list[Row] = []
-    trainable = without_held_out(problems, split)
+    trainable = of.trainable
     solvers = {
         "perfect": perfect_solver,
         "surface": surface_solver(trainable),
@@ -155,25 +125,6 @@ def _novelty_rows(
     return rows
 
 
-def _power_rows(arguments: argparse.Namespace) -> list[Row]:
-    rows = []
-    for accuracy in POWER_ACCURACIES:
-        row: Row = {"accuracy": accuracy, "templates x variants": _size(arguments)}
-        for drop in POWER_DROPS:
-            row[f"drop {100 * drop:.0f} points"] = probe_power(
-                accuracy, drop, templates=arguments.templates, variants=arguments.variants
-            )
-            row[f"drop {100 * drop:.0f} points, Holm"] = probe_power(
-                accuracy,
-                drop,
-                templates=arguments.templates,
-                variants=arguments.variants,
-                arms=len(ARMS) - 1,
-            )
-        rows.append(row)
-    return rows
-
-
 def _null_message(scores: Scores, runs: int) -> str:
     """Return the share of false findings among solvers whose accuracy no arm changes."""
     false_arms, tests, false_runs = 0, 0, 0
@@ -187,10 +138,6 @@ def _null_message(scores: Scores, runs: int) -> str:
         f"{runs} null runs: {100 * false_arms / tests:.2f} % of {tests} single tests are below "
         f"{LEVEL}, {100 * false_runs / runs:.2f} % of the runs with any arm below it after Holm."
     )
-
-
-def _size(arguments: argparse.Namespace) -> str:
-    return f"{arguments.templates} x {arguments.variants}"
 
 
 def _listed(reasons: Counter[str]) -> str:

@@ -11,6 +11,7 @@ from slmjax.config.stage_groups import (
     EvaluateConfig,
     ForecastConfig,
     MixtureConfig,
+    ReasoningConfig,
     StudyConfig,
     SynthesizeConfig,
 )
@@ -373,6 +374,7 @@ STAGES = (
     "mixture",
     "forecast",
     "evaluate",
+    "reasoning",
 )
 # {group: the only stage that reads it}. All other groups are training's; any stage may set them.
 STAGE_OF = {
@@ -380,6 +382,7 @@ STAGE_OF = {
     "mixture": "mixture",
     "forecast": "forecast",
     "evaluate": "evaluate",
+    "reasoning": "reasoning",
     "synthesize": "synthesize",
     "curate": "curate",
 }
@@ -391,8 +394,8 @@ class Config:
 
     stage: str = setting(
         "train",
-        "what to do: train, prepare (tokenize only), synthesize, curate, recall, mixture, forecast "
-        "or evaluate; the last six have recipes of their own",
+        "what to do: train, prepare (tokenize only), synthesize, curate, recall, mixture, "
+        "forecast, evaluate or reasoning; the last seven have recipes of their own",
     )
     task: str = setting(
         "lm",
@@ -415,5 +418,6 @@ class Config:
     mixture: MixtureConfig = MixtureConfig()  # noqa: RUF009 (frozen)
     forecast: ForecastConfig = ForecastConfig()  # noqa: RUF009 (frozen)
     evaluate: EvaluateConfig = EvaluateConfig()  # noqa: RUF009 (frozen)
+    reasoning: ReasoningConfig = ReasoningConfig()  # noqa: RUF009 (frozen)
     synthesize: SynthesizeConfig = SynthesizeConfig()  # noqa: RUF009 (frozen)
     curate: CurateConfig = CurateConfig()  # noqa: RUF009 (frozen)

@@ -104,8 +104,8 @@ class EvaluateConfig:
 
     tasks: tuple[str, ...] = setting(
         (),
-        "names of files in $SLMJAX_SHARED/evals, gsm8k_test, gsm8k_train, textbook (the embedded "
-        "one) or keys of evaluate.files",
+        "names of files in $SLMJAX_SHARED/evals, gsm8k_test, gsm8k_train, gsm8k_dev (500 of the "
+        "training problems), textbook (the embedded one) or keys of evaluate.files",
     )
     files: dict = setting(
         {},
@@ -128,6 +128,20 @@ class EvaluateConfig:
     calculator: bool = setting(
         False, "write the result where the model has written <<48/2=, as Cobbe et al. 2021 do"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReasoningConfig:
+    """The stage reasoning: does a model reason about word problems?"""
+
+    problems: str = setting(
+        "",
+        "word problems in GSM8K's format, of which templates are made; 'examples': the package's "
+        "own; empty: GSM8K train in $SLMJAX_SHARED",
+    )
+    templates: int = setting(200, "most templates of a column", POSITIVE)
+    variants: int = setting(10, "of each template in each arm, with other numbers", POSITIVE)
+    max_tokens: int = setting(256, "most tokens of an answer", POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)

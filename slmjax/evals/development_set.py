@@ -39,6 +39,12 @@ def development_groups(
       questions: all of GSM8K train.
     Raises: UserError without scikit-learn, and where there are too few questions.
     """
+    refusal = UserError(
+        f"{len(questions)} questions do not give a development set of {count}; expected all 7,473 "
+        "of GSM8K train."
+    )
+    if 2 * count > len(questions):
+        raise refusal
     ids = [question_id(question) for question in questions]
     members: dict[int, list[str]] = {}
     for name, group in zip(ids, neighbour_groups(questions).tolist(), strict=True):
@@ -54,11 +60,8 @@ def development_groups(
         # No group has a single question, so one missing question could not be found.
         if missing >= 0 and missing != 1:
             chosen.update(dict.fromkeys(names, group))
-    if len(chosen) != count or 2 * count > len(questions):
-        raise UserError(
-            f"{len(questions)} questions do not give a development set of {count}; expected all "
-            "7,473 of GSM8K train."
-        )
+    if len(chosen) != count:
+        raise refusal
     return chosen
 
 

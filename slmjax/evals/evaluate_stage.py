@@ -18,7 +18,7 @@ from slmjax.errors import UserError
 from slmjax.evals import evaluation_items as sets
 from slmjax.evals.evaluation_items import EvaluationSet, QuestionItem, read_set
 from slmjax.evals.evaluation_page import write_evaluation_report, write_items
-from slmjax.evals.evaluation_runs import Measured, examined, planned_set
+from slmjax.evals.evaluation_runs import Examined, Measured, examined, planned_set
 from slmjax.evals.evaluation_text import figures_line
 from slmjax.evals.looks import Look, append_look, count_looks, now, parameters_hash, read_looks
 from slmjax.evals.question_answers import AnswerSettings, drawn_examples
@@ -69,23 +69,14 @@ def run_evaluate(
     Raises: UserError for a run or set that cannot be read, and for unfit settings.
     """
     settings = config.evaluate
-    run_place = _evaluated_run(init_from)
+    run_place = evaluated_run(init_from, config.stage)
     check_writable(workdir)
     tasks = read_tasks(settings, config.seed)
     examples = _examples(tasks, settings)
     journal = _journal(run_place, workdir)
     # A damaged journal is better noticed now than after the work.
     looks = read_looks(journal)
-    use_compile_cache()
-    loaded = load_model(run_place, trust=trust)
-    device = device_kind(make_mesh({"data": 1}, jax.local_devices()[:1]))
-    model = examined(loaded, device)
-    run = {
-        "workdir": run_place,
-        "step": loaded.step,
-        "parameters": parameters_hash(loaded.params),
-        "lineage": loaded.lineage,
-    }
+    model, run = examined_run(run_place, trust)
     folder = epath.Path(workdir)
     results: dict[str, Any] = {
         "date": now(),
@@ -151,15 +142,29 @@ def read_tasks(settings: EvaluateConfig, seed: int) -> list[EvaluationTask]:
     return tasks
 
 
-def _evaluated_run(init_from: str) -> str:
+def evaluated_run(init_from: str, stage: str) -> str:
     """Return the place of the run. Raises: UserError where none, or several, are named."""
     if not init_from:
         raise UserError(
-            "the stage evaluate needs --init_from=DIR, a run's work directory or export."
+            f"the stage {stage} needs --init_from=DIR, a run's work directory or export."
         )
     if "," in init_from and not epath.Path(init_from).exists():
-        raise UserError(f"--init_from={init_from}: the stage evaluate measures one run at a time.")
+        raise UserError(f"--init_from={init_from}: the stage {stage} measures one run at a time.")
     return existing_work_place(init_from, "--init_from")
+
+
+def examined_run(place: str, trust: Sequence[str]) -> tuple[Examined, dict[str, Any]]:
+    """Return the model of a run or export, and {"workdir", "step", "parameters", "lineage"}."""
+    use_compile_cache()
+    loaded = load_model(place, trust=trust)
+    device = device_kind(make_mesh({"data": 1}, jax.local_devices()[:1]))
+    run = {
+        "workdir": place,
+        "step": loaded.step,
+        "parameters": parameters_hash(loaded.params),
+        "lineage": loaded.lineage,
+    }
+    return examined(loaded, device), run
 
 
 def _journal(run_place: str, workdir: str) -> Path:

@@ -3,13 +3,14 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slmjax.errors import UserError, nearest
+from slmjax.evals.development_set import development_groups, question_id
 from slmjax.evals.number_answers import number_answer
 from slmjax.evals.word_problems import ANSWER_MARK
 from slmjax.text.readers import read_documents, read_records
@@ -22,7 +23,7 @@ CHOICES, CONTINUATIONS, QUESTIONS, TEXTS = "choices", "continuations", "question
 # lm-eval ends the prompts of these sets so; the files hold them without.
 ENDINGS = dict.fromkeys(("arc_easy", "arc_challenge", "piqa", "boolq"), "\nAnswer:")
 GSM8K_TRAIN = "gsm8k_train"
-GSM8K_DEV = "gsm8k_dev"  # training problems that are set apart, in a file of the user's own
+GSM8K_DEV = "gsm8k_dev"  # 500 training problems, see development_set.py, unless a file is named so
 TEXTBOOK = "textbook"
 TEXTBOOK_QUESTIONS = 25  # of each kind
 # Sets on which runs may be chosen: their figures are no looks at a test set.
@@ -62,12 +63,15 @@ class QuestionItem:
       answer: the worked answer.
       gold: the text of the right answer alone.
       group: its kind, "" for none.
+      neighbours: number of its group of similar questions, which intervals resample as a whole;
+        None: it is resampled alone.
     """
 
     question: str
     answer: str
     gold: str
     group: str = ""
+    neighbours: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ def read_set(name: str, files: Mapping[str, str], most: int, seed: int) -> Evalu
     """Return an evaluation set.
 
     Args:
-      name: a key of `files`, "gsm8k_test", "gsm8k_train", "textbook", or the name of a file in
-        $SLMJAX_SHARED/evals (../shared/data/evals unless set), without its ending.
+      name: a key of `files`, "gsm8k_test", "gsm8k_train", "gsm8k_dev", "textbook", or the name of a
+        file in $SLMJAX_SHARED/evals (../shared/data/evals unless set), without its ending.
       files: {name: path} of files of the user's own.
       most: items; of a larger set so many are drawn, the same for every model. 0: all.
       seed: of this draw.
@@ -109,7 +113,9 @@ def read_set(name: str, files: Mapping[str, str], most: int, seed: int) -> Evalu
     """
     if name == TEXTBOOK and name not in files:
         return EvaluationSet(name, QUESTIONS, *_part(_textbook_items(), most, seed))
-    path = files.get(name) or str(_shared_file(name))
+    drawn_for_development = name == GSM8K_DEV and name not in files
+    stored_name = GSM8K_TRAIN if drawn_for_development else name
+    path = files.get(name) or str(_shared_file(stored_name))
     source = Source(f"config.evaluate.tasks, {name}", (path,))
     stored = list_files(source, lambda line: None)
     if len(stored) != 1:
@@ -119,6 +125,8 @@ def read_set(name: str, files: Mapping[str, str], most: int, seed: int) -> Evalu
     kind, items = _items_of(name, file, source)
     if not items:
         raise UserError(f"{source.name}: {file.path} holds no item; {_expected()}.")
+    if drawn_for_development:
+        items = _development_items(items)
     return EvaluationSet(name, kind, *_part(items, most, seed), file.path, digest)
 
 
@@ -241,6 +249,17 @@ def _texts(file: SourceFile, source: Source) -> list[str]:
             raise UserError(f"{source.name}: {file.path}: {document.reason} ({document.detail}).")
         texts.append(document.text)
     return texts
+
+
+def _development_items(items: list[QuestionItem]) -> list[QuestionItem]:
+    """Return those of GSM8K train that are for development, with their groups of neighbours."""
+    groups = development_groups([item.question for item in items])
+    chosen = []
+    for item in items:
+        group = groups.get(question_id(item.question))
+        if group is not None:
+            chosen.append(replace(item, neighbours=group))
+    return chosen
 
 
 def _textbook_items() -> list[QuestionItem]:

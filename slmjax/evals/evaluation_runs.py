@@ -2,19 +2,24 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from slmjax.errors import UserError
 from slmjax.evals import question_answers as asking
 from slmjax.evals.choice_scores import choice_figures, choice_hits, split_by_item
 from slmjax.evals.continuation_scores import ContinuationScorer, EncodedPair
+from slmjax.evals.development_set import nats_per_token
+from slmjax.evals.equation_nats import equation_nats, equation_pairs
 from slmjax.evals.evaluation_items import (
     CHOICES,
     CONTINUATIONS,
+    GSM8K_DEV,
     QUESTIONS,
     TEXTBOOK,
     EvaluationSet,
@@ -191,9 +196,18 @@ def _plan_questions(
         rules = asking.number_rules()
         prompts = asking.question_prompts(tokenizer, items, examples, settings.chat)
     asking.check_length(prompts, len(examples), settings.max_tokens, model.longest)
+    equations = []
+    if of.name == GSM8K_DEV:
+        for item, prompt in zip(items, prompts, strict=True):
+            equations.append(equation_pairs(tokenizer, prompt, item.answer, settings.chat))
 
     def measure_questions() -> Measured:
         answers = asking.answer_prompts(model.engine, prompts, settings, seed)
+        figures = asking.answer_figures(items, answers, rules)
+        if equations:
+            # The finer measure comes first.
+            found = equation_nats(model.scorer, equations)
+            figures = {"equation_nats": nats_per_token(*found, _neighbours(items)), **figures}
         records = []
         for item, given in zip(items, answers, strict=True):
             records.append(_question_record(item, given, rules))
@@ -201,9 +215,16 @@ def _plan_questions(
         if len(items) < len(of.items):
             left_out = len(of.items) - len(items)
             notes = (f"{left_out} items are left out, as they are among the worked examples",)
-        return Measured(asking.answer_figures(items, answers, rules), records, notes)
+        return Measured(figures, records, notes)
 
     return measure_questions
+
+
+def _neighbours(items: Sequence[QuestionItem]) -> Int[np.ndarray, " items"]:
+    """Return the group that each item is resampled with; one of its own where it has none."""
+    alone = itertools.count(-1, -1)
+    numbers = (item.neighbours for item in items)
+    return np.array([next(alone) if number is None else number for number in numbers])
 
 
 def _question_record(

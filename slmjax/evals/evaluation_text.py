@@ -6,7 +6,14 @@ from typing import Any
 from slmjax.readable import percent
 
 # Figures that are no shares, with their decimals.
-_DECIMALS = {"bits_per_byte": 4, "nats": 3, "perplexity": 2, "brier": 3, "calibration_error": 3}
+_DECIMALS = {
+    "bits_per_byte": 4,
+    "nats": 3,
+    "equation_nats": 3,
+    "perplexity": 2,
+    "brier": 3,
+    "calibration_error": 3,
+}
 
 
 def figure_value(name: str, value: float) -> str:

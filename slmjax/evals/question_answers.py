@@ -12,6 +12,7 @@ from jaxtyping import Int
 from slmjax.errors import UserError
 from slmjax.evals import number_answers
 from slmjax.evals.calculator import generate_with_calculator
+from slmjax.evals.development_set import mean_over_problems
 from slmjax.evals.evaluation_items import QuestionItem
 from slmjax.evals.intervals import Figure, mean_of, share_of
 from slmjax.infer.engine import Completion, Engine
@@ -173,8 +174,16 @@ def answer_figures(
             rights.append(sum(right for _, right in verdicts))
         figures[f"vote of {samples}"] = share_of(votes)
         for k in _powers_up_to(samples):
-            figures[f"pass@{k}"] = mean_of(pass_at(k, samples, np.array(rights)))
+            chances = pass_at(k, samples, np.array(rights))
+            figures[f"pass@{k}"] = _mean_over(items, chances)
     return figures
+
+
+def _mean_over(items: Sequence[QuestionItem], values: np.ndarray) -> Figure:
+    """Return the mean; where items have groups of neighbours, its interval resamples these."""
+    if items[0].neighbours is None:
+        return mean_of(values)
+    return mean_over_problems(values, np.array([item.neighbours for item in items]))
 
 
 def vote(verdicts: Sequence[tuple[str, bool]]) -> bool:

@@ -89,12 +89,12 @@ def without_held_out(problems: Sequence[WordProblem], split: ProbeSplit) -> list
     return [each for each in problems if question_id(each.question) not in split.forbidden]
 
 
-def training_texts(
+def training_variants(
     templates: Sequence[ProblemTemplate], split: ProbeSplit, pool: NumberPool, variants: int
-) -> Iterator[str]:
-    """Yield variants in GSM8K's format with equations only, at most `variants` of each template.
+) -> Iterator[WordProblem]:
+    """Yield variants with equations only as solutions, at most `variants` of each template.
 
-    No text comes twice, and none has a question of the probe's PROBE_VARIANTS.
+    No question comes twice, and none is of the probe's PROBE_VARIANTS.
 
     Raises: UserError for a template that is not in the trained-on column.
     """
@@ -103,18 +103,20 @@ def training_texts(
         if template.key not in allowed:
             kind = "held out" if template.key in split.forbidden else "not in the trained-on column"
             raise UserError(f"template {template.key} is {kind}; no training text is made from it.")
+    taken = set()
     for template in templates:
-        taken = {redrawn(template, pool, each).question for each in range(PROBE_VARIANTS)}
+        taken.update(redrawn(template, pool, each).question for each in range(PROBE_VARIANTS))
+    for template in templates:
         for variant in range(variants):
             problem = redrawn(template, pool, FIRST_TRAINING_VARIANT + variant)
             if problem.question not in taken:
                 taken.add(problem.question)
-                yield training_text(problem)
+                yield problem
 
 
-def training_text(problem: WordProblem) -> str:
-    """Return a problem as the text of a question and its worked solution."""
-    return f"{problem.question}\n{problem.solution}#### {problem.answer}"
+def worked_answer(problem: WordProblem) -> str:
+    """Return a problem's solution and answer in GSM8K's format."""
+    return f"{problem.solution.rstrip()}\n#### {problem.answer}"
 
 
 def templates_by_key(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +20,8 @@ FEWEST_TEMPLATES = 20  # that both arms of a pair have
 # Standard deviations of the simulated solvers' log-odds: between templates, and between the arms of
 # one template.
 TEMPLATE_SPREAD, ARM_SPREAD = 1.5, 0.5
+POWER_ACCURACIES = (0.10, 0.30)
+POWER_DROPS = (0.02, 0.03, 0.05)
 
 
 class ArmResult(NamedTuple):
@@ -233,6 +235,26 @@ def probe_power(
             means.append(rng.binomial(variants, _logistic(log_odds)) / variants)
         found += sign_flip_test(means[1] - means[0], flips=1000) < LEVEL / arms
     return found / simulations
+
+
+def power_rows(templates: int, variants: int) -> list[dict[str, Any]]:
+    """Return the power of a probe by accuracy and drop, alone and among all arms: one row each.
+
+    It is stated before anything is scored. See `probe_power`.
+    """
+    rows = []
+    for accuracy in POWER_ACCURACIES:
+        row: dict[str, Any] = {
+            "accuracy": accuracy,
+            "templates x variants": f"{templates} x {variants}",
+        }
+        for drop in POWER_DROPS:
+            for words, arms in (("", 1), (", Holm", len(ARMS) - 1)):
+                row[f"drop {100 * drop:.0f} points{words}"] = probe_power(
+                    accuracy, drop, templates=templates, variants=variants, arms=arms
+                )
+        rows.append(row)
+    return rows
 
 
 def matched_magnitudes(instances: Sequence[ProbeInstance]) -> dict[str, float]:

@@ -19,7 +19,7 @@ def test_the_bench_is_listed_and_needs_no_recipe():
 def test_a_missing_file_and_impossible_sizes_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("SLMJAX_SHARED", str(tmp_path))
     with pytest.raises(
-        UserError, match=r"train\.jsonl\.xz is missing; SLMJAX_SHARED names the folder"
+        UserError, match=r"\(SLMJAX_SHARED\) has no gsm8k/train\.jsonl; give a file"
     ):
         probe.run(options())
     with pytest.raises(UserError, match="expected 2 to 200 templates"):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from slmjax.evals.word_problems import question_numbers
 from slmjax.reasoning import wording
 from slmjax.reasoning.arms import ARMS, make_instance
+from slmjax.reasoning.example_problems import example_problems
 from slmjax.reasoning.problem_templates import NumberPool, make_templates, matched_templates
-from tests.reasoning.problems import problems
 
-ALL, _ = make_templates(problems())
+ALL, _ = make_templates(example_problems())
 POOL, TEMPLATES = NumberPool(ALL), matched_templates(ALL)
 DRAWN = st.tuples(st.integers(0, len(TEMPLATES) - 1), st.integers(0, 10**6))
 

@@ -13,13 +13,13 @@ from slmjax.evals.question_neighbours import QuestionNeighbours
 from slmjax.evals.word_problems import read_problems
 from slmjax.reasoning import probe_split
 from slmjax.reasoning.arms import redrawn
-from slmjax.reasoning.probe_split import ProbeSplit, training_texts
+from slmjax.reasoning.example_problems import example_problems
+from slmjax.reasoning.probe_split import ProbeSplit, training_variants, worked_answer
 from slmjax.reasoning.problem_templates import NumberPool, make_templates, matched_templates
-from tests.reasoning.problems import problems
 
 SHARED = Path(os.environ.get("SLMJAX_SHARED", Path(__file__).parents[2] / "../shared/data"))
 TRAIN = SHARED / "gsm8k" / "train.jsonl.xz"
-ALL, _ = make_templates(problems())
+ALL, _ = make_templates(example_problems())
 TEMPLATES, POOL = matched_templates(ALL), NumberPool(ALL)
 KEYS = [template.key for template in TEMPLATES]
 SPLIT = ProbeSplit(tuple(KEYS[:5]), tuple(KEYS[5:10]), frozenset(KEYS[:5]))
@@ -29,7 +29,8 @@ needs_data = pytest.mark.skipif(
 
 
 def test_training_text_comes_from_the_trained_on_column_only():
-    texts = list(training_texts(TEMPLATES[5:10], SPLIT, POOL, 20))
+    found = list(training_variants(TEMPLATES[5:10], SPLIT, POOL, 20))
+    texts = [f"{problem.question}\n{worked_answer(problem)}" for problem in found]
     probed = set()
     for template in TEMPLATES[5:10]:
         probed.update(redrawn(template, POOL, variant).question for variant in range(10))
@@ -39,9 +40,9 @@ def test_training_text_comes_from_the_trained_on_column_only():
         assert question not in probed
         assert answer == f"#### {re.findall(r'>>(.*)', lines[-1])[0]}"
     with pytest.raises(UserError, match=f"{KEYS[0]} is held out"):
-        list(training_texts([TEMPLATES[5], TEMPLATES[0]], SPLIT, POOL, 1))
+        list(training_variants([TEMPLATES[5], TEMPLATES[0]], SPLIT, POOL, 1))
     with pytest.raises(UserError, match="not in the trained-on column"):
-        list(training_texts(TEMPLATES[10:11], SPLIT, POOL, 1))
+        list(training_variants(TEMPLATES[10:11], SPLIT, POOL, 1))
 
 
 def test_problems_of_held_out_groups_are_left_out():

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from slmjax.errors import UserError
 from slmjax.reasoning import probe_statistics as statistics
+from slmjax.reasoning.example_problems import example_problems, word_problem
 from slmjax.reasoning.probe_scores import probe_instances, run_probe, step_counts
 from slmjax.reasoning.probe_words import column_result, novelties, probe_sentences
 from slmjax.reasoning.problem_templates import NumberPool, make_templates, matched_templates
 from slmjax.reasoning.simulated_solvers import careless_solver, perfect_solver, unaffected_scores
-from tests.reasoning.problems import problems, word_problem
 
-ALL, _ = make_templates(problems())
+ALL, _ = make_templates(example_problems())
 TEMPLATES = matched_templates(ALL)
 INSTANCES = probe_instances(TEMPLATES, NumberPool(ALL), variants=4)
 STEPS = step_counts(INSTANCES)

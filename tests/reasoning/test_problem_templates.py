@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from slmjax.evals.word_problems import WordProblem, question_numbers
 from slmjax.reasoning import problem_templates
+from slmjax.reasoning.example_problems import example_problems, word_problem
 from slmjax.reasoning.problem_templates import (
     NumberPool,
     filled,
@@ -17,9 +18,8 @@ from slmjax.reasoning.problem_templates import (
     make_templates,
     matched_templates,
 )
-from tests.reasoning.problems import problems, word_problem
 
-ALL, REASONS = make_templates(problems())
+ALL, REASONS = make_templates(example_problems())
 POOL, TEMPLATES = NumberPool(ALL), matched_templates(ALL)
 SEEDS = st.integers(0, 1000)
 PLACES = st.integers(0, len(TEMPLATES) - 1)
