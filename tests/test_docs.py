@@ -135,6 +135,7 @@ NOT_HERE = {
     "documents=50000": "minutes; the same command with fewer documents is run",
     "evaluate.py:textbook": "rows of more than 64 tokens; tests/evals/test_evaluate_stage.py has them",
     "evaluate.py --init_from": "sets that are not part of the repository",
+    "evaluate.py:development": "problems that are not part of the repository",
     "evaluate.py:word_problems": "problems that are not part of the repository",
 }
 # What makes a recipe small, before the command's own fields; and what a command asks for that is
@@ -151,6 +152,8 @@ SMALLER = {
     "--config.model.layers=24": "--config.model.layers=4",
     "--config.train.steps=1000": "--config.train.steps=20",
     "--config.train.steps=400": "--config.train.steps=4",
+    "--config.train.steps=600": "--config.train.steps=4",
+    "--variants=300": "--variants=1",
     "--config.train.batch=64": "--config.train.batch=8",
     "--config.study.examples=4096": "--config.study.examples=64",
     "--config.mixture.target_tokens=400_000": "--config.mixture.target_tokens=40_000",
@@ -200,7 +203,9 @@ def small(words):
     if "sft.py" in recipe or "orpo.py" in recipe:
         # Rows in which a dialogue of the textbook has room.
         fields = [field for field in fields if not field.startswith("data.seq_len")]
-        fields += ["data.seq_len=256", "train.steps=4", "train.warmup=1"]
+        # The questions of the reasoning probe are longer.
+        seq_len = 768 if "--workdir=runs/solver" in words else 256
+        fields += [f"data.seq_len={seq_len}", "train.steps=4", "train.warmup=1"]
     own = [SMALLER.get(word, word) for word in words if word != recipe]
     own = [re.sub("vocab_size=(8192|16384)", "vocab_size=320", word) for word in own]
     return [recipe, *(f"--config.{field}" for field in fields), *own]
@@ -289,6 +294,8 @@ def run_command(words):
     module, rest = words[2], words[3:]
     if module == "slmjax.launch" and "--help" not in rest:
         rest = small(rest)
+    elif module == "slmjax.probe_training":
+        rest = [SMALLER.get(word, word) for word in rest]
     return importlib.import_module(module).main(rest)
 
 
