@@ -293,3 +293,43 @@ def test_worked_examples_are_not_asked_and_a_diverged_model_has_no_figures(
     monkeypatch.setattr(evaluate_stage, "load_model", diverged)
     assert evaluate(run, tmp_path / "nan", "tasks=arc_easy") == 2
     assert "arc_easy: brier is nan; did the model's training diverge" in capsys.readouterr().err
+
+
+def test_scores_are_given_without_the_items_that_the_training_text_holds(
+    run, shared, tmp_path, capsys
+):
+    flags = ("tasks=arc_easy,gsm8k_test", "max_tokens=4")
+    assert evaluate(run, tmp_path / "plain", *flags) == 0
+    plain = json.loads((tmp_path / "plain" / "results.json").read_text())["tasks"]
+    assert "was not checked" in plain["arc_easy"]["notes"][-1]
+    shares = {"arc_easy": {"copied": [0.9, 0, 0, 0.6, 0]}, "gsm8k": {"copied": [1.0]}}
+    file = tmp_path / "contamination.json"
+    file.write_text(json.dumps({"items": shares}))
+    flags += (f"contamination={file}",)
+    assert evaluate(run, tmp_path / "plain", *flags) == 0
+    tasks = json.loads((tmp_path / "plain" / "results.json").read_text())["tasks"]
+    assert tasks["arc_easy"]["notes"][-1] == "2 of 5 items are in the training text"
+    figure = tasks["arc_easy"]["figures"]["acc, not in training text"]
+    items = json.loads((tmp_path / "plain" / "tasks" / "arc_easy.json").read_text())["items"]
+    right = [items[place]["right"] for place in (1, 2, 4)]
+    assert figure["count"] == 3 and figure["value"] == pytest.approx(sum(right) / 3)
+    # All of the only item is known: there is nothing else to score.
+    assert tasks["gsm8k_test-0-shot"]["notes"][-1] == "1 of 1 items are in the training text"
+    assert not any("not in training" in name for name in tasks["gsm8k_test-0-shot"]["figures"])
+    # The kept results of a task are as they were measured.
+    assert evaluate(run, tmp_path / "plain", *flags[:2]) == 0
+    again = json.loads((tmp_path / "plain" / "results.json").read_text())["tasks"]
+    assert again["arc_easy"]["figures"] == plain["arc_easy"]["figures"]
+    file.write_text(json.dumps({"items": {"arc_easy": {"copied": [0]}}}))
+    assert evaluate(run, tmp_path / "plain", *flags) == 0
+    tasks = json.loads((tmp_path / "plain" / "results.json").read_text())["tasks"]
+    assert "the file has 1 items, and 5 were asked" in tasks["arc_easy"]["notes"][-1]
+    assert "does not have this set" in tasks["gsm8k_test-0-shot"]["notes"][-1]
+    capsys.readouterr()
+    for content, sentence in (("{}", "is no file of"), ('{"items": {}}', "no evaluation set")):
+        file.write_text(content)
+        assert evaluate(run, tmp_path / "other", *flags) == 2
+        assert sentence in capsys.readouterr().err
+    file.unlink()
+    assert evaluate(run, tmp_path / "other", *flags) == 2
+    assert "contamination.json' is not there" in capsys.readouterr().err
