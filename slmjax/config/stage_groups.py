@@ -125,11 +125,6 @@ class EvaluateConfig:
     )
     temperature: float = setting(0.8, "of the sampled answers", POSITIVE)
     max_tokens: int = setting(256, "most tokens of an answer", POSITIVE)
-    contamination: str = setting(
-        "",
-        "file of `python -m slmjax.bench contamination --out=FILE` for the run's text: scores are "
-        "given without the items that it holds, too",
-    )
     calculator: bool = setting(
         False, "write the result where the model has written <<48/2=, as Cobbe et al. 2021 do"
     )

@@ -22,7 +22,6 @@ from slmjax.evals.evaluation_runs import Examined, Measured, examined, planned_s
 from slmjax.evals.evaluation_text import figures_line
 from slmjax.evals.looks import Look, append_look, count_looks, now, parameters_hash, read_looks
 from slmjax.evals.question_answers import AnswerSettings, drawn_examples
-from slmjax.evals.uncopied_items import UNCOPIED, read_copied, uncopied_figure
 from slmjax.infer.load import load_model
 from slmjax.parallel.compiling import use_compile_cache
 from slmjax.parallel.mesh import device_kind, make_mesh
@@ -73,7 +72,6 @@ def run_evaluate(
     run_place = evaluated_run(init_from, config.stage)
     check_writable(workdir)
     tasks = read_tasks(settings, config.seed)
-    copied = read_copied(settings.contamination) if settings.contamination else None
     examples = _examples(tasks, settings)
     journal = _journal(run_place, workdir)
     # A damaged journal is better noticed now than after the work.
@@ -104,8 +102,6 @@ def run_evaluate(
     write_atomic(folder / "config.json", to_json(config))
     for task, part, kept, plan in plans:
         result = kept or _measured_task(task, part, plan, folder)
-        if task.of.is_test:
-            result = _with_uncopied(result, task, copied, folder)
         results["tasks"][task.label] = result
         print(f"{task.label}: {figures_line(result['figures'])}", flush=True)
         if task.of.is_test:
@@ -253,31 +249,6 @@ def _measured_task(
     # Last: where it is there, all of the task is there.
     write_atomic(_task_file(folder, task), json.dumps(saved, allow_nan=False))
     return part | result
-
-
-def _with_uncopied(
-    result: Part, task: EvaluationTask, copied: dict[str, Any] | None, folder: epath.Path
-) -> Part:
-    """Return a result with the headline on items that the training text does not hold.
-
-    Args:
-      copied: see `read_copied`; None: it is not known, which a note says.
-    """
-    figures, notes = dict(result["figures"]), list(result["notes"])
-    if copied is None:
-        notes.append(
-            "whether the training text holds its items was not checked: give "
-            "--config.evaluate.contamination=FILE, which `python -m slmjax.bench contamination "
-            "--config=RUN/config.json --out=FILE` writes"
-        )
-    else:
-        records = json.loads(_task_file(folder, task).read_text())["items"]
-        figure, sentence = uncopied_figure(task.of.name, records, copied)
-        notes.append(sentence)
-        if figure is not None:
-            headline = next(iter(figures))
-            figures[f"{headline}, {UNCOPIED}"] = figure._asdict()
-    return result | {"figures": figures, "notes": notes}
 
 
 def _task_file(folder: epath.Path, task: EvaluationTask) -> epath.Path:
