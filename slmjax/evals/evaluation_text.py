@@ -36,3 +36,19 @@ def figures_line(figures: Mapping[str, Mapping[str, Any]], most: int = 4) -> str
         value = figure_value(name, figure["value"])
         parts.append(f"{name} {value} ({figure_interval(name, figure)})")
     return ", ".join(parts)
+
+
+def contamination_line(found: Mapping[str, Any]) -> str:
+    """Return what is known of a task's items in the training text, as one line."""
+    if "sentence" in found:
+        return found["sentence"]
+    line = f"{found['copied']:,} of {found['items']:,} items are in the training text"
+    if found["undecided"]:
+        line += f", {found['undecided']:,} are too short or too common to be looked for"
+    if "without" in found:
+        figure = found["without"]
+        share = f"{percent(figure['value'])} ({figure_interval('share', figure)})"
+        line += f"; of the others {share} are right"
+    if found["unchecked"]:
+        line += f"; not all of that text could be looked through: {' '.join(found['unchecked'])}"
+    return line
