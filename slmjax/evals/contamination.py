@@ -100,7 +100,7 @@ def find_contamination(
     ).hexdigest()
     kept = _kept(folder / FILE, key)
     if kept is None:
-        print("looking for the items in the training text ...", flush=True)
+        print("searching the training text ...", flush=True)
         try:
             kept = _search(items, symbolic, readable)
         except UserError as error:

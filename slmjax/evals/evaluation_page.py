@@ -5,7 +5,12 @@ from typing import Any
 
 from etils import epath
 
-from slmjax.evals.evaluation_text import contamination_line, figure_interval, figure_value
+from slmjax.evals.evaluation_text import (
+    contamination_line,
+    copies_in_brief,
+    figure_interval,
+    figure_value,
+)
 from slmjax.readable import count, duration, percent
 from slmjax.record import page
 from slmjax.text.files import write_atomic
@@ -167,8 +172,10 @@ def _headlines(tasks: Mapping[str, Any]) -> str:
     for label, task in tasks.items():
         name, figure = next(iter(task["figures"].items()))
         link = page.Markup(f'<a href="items/{page.escape(label)}.html">{page.escape(label)}</a>')
-        rows.append([link, name, *_cells_of(name, figure)])
-    return page.html_table(["task", "figure", *_COLUMNS], rows, text_columns=2)
+        copies = copies_in_brief(task["contamination"])
+        rows.append([link, name, *_cells_of(name, figure), copies])
+    headings = ["task", "figure", *_COLUMNS, "in the training text"]
+    return page.html_table(headings, rows, text_columns=2)
 
 
 _COLUMNS = ("value", "interval", "chance", "items")

@@ -9,6 +9,7 @@ from etils import epath
 
 from slmjax.evals import contamination, evaluate_stage
 from slmjax.evals.evaluation_items import QuestionItem
+from slmjax.evals.evaluation_text import contamination_line, copies_in_brief
 from slmjax.evals.question_answers import asked_places
 from slmjax.infer.load import load_model
 from tests.evals.test_evaluate_stage import evaluate, write_items
@@ -70,9 +71,9 @@ def test_an_item_that_an_ancestor_has_read_is_counted_and_left_out(
     records = json.loads((tmp_path / "out" / "tasks" / "mine.json").read_text())["items"]
     others = [records[0]["right"], records[2]["right"]]
     assert found["without"]["count"] == 2 and found["without"]["value"] == sum(others) / 2
-    assert "1 of 3 items are in the training text" in capsys.readouterr().out
+    assert "1 of 2 items are in the training text; 1 more" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "1 of 3 items are in the training text" in page
+    assert "1 of 2 items are in the training text" in page and ">1 of 2<" in page
     # A later start does not search again, unless a file has changed.
     searched = []
     search = contamination._search
@@ -125,3 +126,13 @@ def test_templates_of_gsm_symbolic_are_looked_for_with_the_problems_of_gsm8k(
 def test_worked_examples_are_not_asked_whatever_their_groups_of_neighbours():
     items = [QuestionItem(question, "#### 3", "3", neighbours=4) for question in "abc"]
     assert asked_places(items, [QuestionItem("b", "#### 3", "3")]) == [0, 2]
+
+
+def test_a_count_of_none_says_what_was_looked_for():
+    nothing = {"copied": 0, "undecided": 5, "items": 5, "unchecked": []}
+    assert copies_in_brief(nothing) == "cannot be told"
+    assert contamination_line(nothing).startswith("all 5 items are too short")
+    partly = {**nothing, "undecided": 2, "unchecked": ["The source web is gone."]}
+    assert copies_in_brief(partly) == "0 of 3, partly checked"
+    assert "0 of 3 items" in contamination_line(partly) and "is gone" in contamination_line(partly)
+    assert copies_in_brief({"sentence": "could not be looked for"}) == "not checked"
