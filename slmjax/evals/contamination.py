@@ -83,21 +83,22 @@ def find_contamination(
             # Written by the library, in the same words each time.
             readable.append(source)
             continue
+        if any("://" in path for path in source.path):
+            unchecked.append(f"{source.where}: its text is not on this machine.")
+            continue
         try:
             files = list_files(source, lambda line: None)
         except (UserError, OSError) as error:
             unchecked.append(str(error))
             continue
-        if any(file.remote for file in files):
-            unchecked.append(f"{source.where}: its text is not on this machine.")
-            continue
         readable.append(source)
         stamps += [[file.path, file.size, file.version] for file in files]
     if not items or not readable:
         return result
-    key = hashlib.sha256(
-        json.dumps([items, symbolic, stamps, [repr(source) for source in readable]]).encode()
-    ).hexdigest()
+    if symbolic is not None:
+        stamps.append(hashlib.sha256(Path(symbolic["path"]).read_bytes()).hexdigest())
+    looked_at = [items, stamps, [repr(source) for source in readable]]
+    key = hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
     kept = _kept(folder / FILE, key)
     if kept is None:
         print("searching the training text ...", flush=True)

@@ -98,11 +98,13 @@ def test_an_item_that_an_ancestor_has_read_is_counted_and_left_out(
 def test_without_any_training_text_the_report_says_so(undisturbed, mine, tmp_path):
     run = shutil.copytree(undisturbed, tmp_path / "runs" / "base")
     loaded = load_model(str(run))
-    data = dataclasses.replace(loaded.config.data, sources={"web": f"{tmp_path}/nowhere.jsonl"})
+    sources = {"web": f"{tmp_path}/nowhere.jsonl", "hub": "hf://datasets/a/b/c.jsonl"}
+    data = dataclasses.replace(loaded.config.data, sources=sources)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
     of = contamination.EvaluationSet("mine", "questions", (QuestionItem(OTHER, "", ""),), 1)
     found = contamination.find_contamination(loaded, [of], epath.Path(tmp_path))
     assert not found["sets"] and "nowhere.jsonl" in found["unchecked"][0]
+    assert found["unchecked"][1] == "data.sources.hub: its text is not on this machine."
 
 
 def test_templates_of_gsm_symbolic_are_looked_for_with_the_problems_of_gsm8k(
