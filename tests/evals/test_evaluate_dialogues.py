@@ -11,6 +11,9 @@ from slmjax.evals.question_answers import AnswerSettings, answer_prompts, questi
 from tests.corpus import ROOT
 from tests.evals.test_evaluate_stage import evaluate, write_items
 
+# Training the run takes most of the time.
+pytestmark = pytest.mark.slow
+
 ANSWER = "#### 3"
 SMALL = {
     "data.seq_len": 128,
