@@ -103,8 +103,8 @@ def test_without_any_training_text_the_report_says_so(undisturbed, mine, tmp_pat
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
     of = contamination.EvaluationSet("mine", "questions", (QuestionItem(OTHER, "", ""),), 1)
     found = contamination.find_contamination(loaded, [of], epath.Path(tmp_path))
-    assert not found["sets"] and "nowhere.jsonl" in found["unchecked"][0]
-    assert found["unchecked"][1] == "data.sources.hub: its text is not on this machine."
+    assert not found["sets"] and "nowhere.jsonl" in found["unchecked"][1]
+    assert found["unchecked"][0] == "data.sources.hub: its text is not on this machine."
 
 
 def test_templates_of_gsm_symbolic_are_looked_for_with_the_problems_of_gsm8k(
