@@ -16,12 +16,14 @@ from etils import epath
 from slmjax.config import Config, EvaluateConfig, to_json
 from slmjax.errors import UserError
 from slmjax.evals import evaluation_items as sets
+from slmjax.evals.contamination import find_contamination
 from slmjax.evals.evaluation_items import EvaluationSet, QuestionItem, read_set
 from slmjax.evals.evaluation_page import write_evaluation_report, write_items
 from slmjax.evals.evaluation_runs import Examined, Measured, examined, planned_set
-from slmjax.evals.evaluation_text import figures_line
+from slmjax.evals.evaluation_text import contamination_line, figures_line
+from slmjax.evals.intervals import share_of
 from slmjax.evals.looks import Look, append_look, count_looks, now, parameters_hash, read_looks
-from slmjax.evals.question_answers import AnswerSettings, drawn_examples
+from slmjax.evals.question_answers import AnswerSettings, asked_places, drawn_examples
 from slmjax.infer.load import load_model
 from slmjax.parallel.compiling import use_compile_cache
 from slmjax.parallel.mesh import device_kind, make_mesh
@@ -110,6 +112,12 @@ def run_evaluate(
                 append_look(journal, look)
                 looks.append(look)
     results["looks"] = _looks_of(looks, _family(run))
+    found = find_contamination(model.loaded, [task.of for task in tasks], folder)
+    results["contamination"] = found
+    for task in tasks:
+        result = results["tasks"][task.label]
+        result["contamination"] = _without_copies(task, found, folder, examples[task.shots])
+        print(f"{task.label}: {contamination_line(result['contamination'])}", flush=True)
     write_atomic(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
     print(f"Report: {write_evaluation_report(folder, results)}")
     return 0
@@ -249,6 +257,43 @@ def _measured_task(
     # Last: where it is there, all of the task is there.
     write_atomic(_task_file(folder, task), json.dumps(saved, allow_nan=False))
     return part | result
+
+
+def _without_copies(
+    task: EvaluationTask,
+    found: dict[str, Any],
+    folder: epath.Path,
+    examples: Sequence[QuestionItem],
+) -> Part:
+    """Return what is known of a task's items in training text; "sentence" where nothing is.
+
+    Where some are there and others remain, "without" is the share of right items among the others.
+    """
+    of = task.of
+    if of.name in found["not_looked_for"]:
+        return {
+            "sentence": f"not looked for in the training text: {found['not_looked_for'][of.name]}"
+        }
+    if of.name not in found["sets"]:
+        reasons = " ".join(found["unchecked"])
+        return {"sentence": f"could not be looked for in the training text: {reasons}"}
+    counts = found["sets"][of.name]
+    copied = set(counts["copied"])
+    result = {
+        "copied": len(copied),
+        "undecided": counts["undecided"],
+        "items": counts["items"],
+        "unchecked": found["unchecked"],
+    }
+    records = json.loads(_task_file(folder, task).read_text())["items"]
+    asked = range(len(of.items))
+    if of.kind == sets.QUESTIONS:
+        asked = asked_places(of.items, examples)
+    pairs = zip(asked, records, strict=True)
+    others = [record["right"] for place, record in pairs if place not in copied]
+    if copied and others:
+        result["without"] = share_of(others)._asdict()
+    return result
 
 
 def _task_file(folder: epath.Path, task: EvaluationTask) -> epath.Path:

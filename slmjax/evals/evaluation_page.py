@@ -5,7 +5,12 @@ from typing import Any
 
 from etils import epath
 
-from slmjax.evals.evaluation_text import figure_interval, figure_value
+from slmjax.evals.evaluation_text import (
+    contamination_line,
+    copies_in_brief,
+    figure_interval,
+    figure_value,
+)
 from slmjax.readable import count, duration, percent
 from slmjax.record import page
 from slmjax.text.files import write_atomic
@@ -42,6 +47,7 @@ def write_evaluation_report(folder: epath.Path, results: Mapping[str, Any]) -> e
         ),
         page.section("Headlines", _headlines(tasks), page.note(_INTERVALS)),
         page.section("All figures", *_all_figures(tasks)),
+        page.section("Items in the training text", *_contamination(results)),
         page.section("Looks", *_looks(results["looks"])),
         page.section("Lineage", _lineage(run["lineage"])),
         page.section("Data", _data(tasks)),
@@ -166,8 +172,10 @@ def _headlines(tasks: Mapping[str, Any]) -> str:
     for label, task in tasks.items():
         name, figure = next(iter(task["figures"].items()))
         link = page.Markup(f'<a href="items/{page.escape(label)}.html">{page.escape(label)}</a>')
-        rows.append([link, name, *_cells_of(name, figure)])
-    return page.html_table(["task", "figure", *_COLUMNS], rows, text_columns=2)
+        copies = copies_in_brief(task["contamination"])
+        rows.append([link, name, *_cells_of(name, figure), copies])
+    headings = ["task", "figure", *_COLUMNS, "in the training text"]
+    return page.html_table(headings, rows, text_columns=2)
 
 
 _COLUMNS = ("value", "interval", "chance", "items")
@@ -188,9 +196,39 @@ def _all_figures(tasks: Mapping[str, Any]) -> list[str]:
         parts.append(f"<h3>{page.escape(label)}</h3>")
         parts.append(page.html_table(["figure", *_COLUMNS], rows))
         parts += [page.note(f"{note}.") for note in task["notes"]]
+        line = contamination_line(task["contamination"]).rstrip(".")
+        parts.append(page.note(f"{line[:1].upper()}{line[1:]}."))
         if task["items"] < task["total"]:
             parts.append(page.note(f"{task['items']:,} of {task['total']:,} items, drawn by seed."))
     return parts
+
+
+def _contamination(results: Mapping[str, Any]) -> list[str]:
+    """Return a row for each set whose items were looked for, and what was looked through."""
+    found = results["contamination"]
+    rows = []
+    for name, of in found["sets"].items():
+        rows.append([name, f"{of['items']:,}", f"{len(of['copied']):,}", f"{of['undecided']:,}"])
+    parts = []
+    if rows:
+        headings = ["set", "items", "in the training text", "cannot be told"]
+        parts.append(page.html_table(headings, rows))
+        documents = ", ".join(f"{name} {n:,}" for name, n in found["documents"].items())
+        faults = sum(found["faults"].values())
+        parts.append(page.note(_SEARCH))
+        parts.append(page.note(f"Documents looked through: {documents}; {faults:,} unreadable."))
+    for name, reason in found["not_looked_for"].items():
+        parts.append(page.note(f"{name}: {reason}."))
+    for reason in found["unchecked"]:
+        parts.append(page.note(f"Training text that could not be looked through: {reason}"))
+    return parts
+
+
+_SEARCH = (
+    "An item counts as in the training text where one document of the run's or an ancestor's "
+    "sources holds half of its words, or of its question's, in order and in one place. What cannot "
+    "be told is too short or too much like many others."
+)
 
 
 def _looks(looks: Mapping[str, int]) -> list[str]:

@@ -184,8 +184,7 @@ def _plan_questions(
     settings: AnswerSettings,
     seed: int,
 ) -> Callable[[], Measured]:
-    # The training problems that are examples would answer themselves.
-    items = tuple(item for item in of.items if item not in examples)
+    items = tuple(of.items[place] for place in asking.asked_places(of.items, examples))
     if not items:
         raise UserError("all of its items are among the worked examples; take more of them.")
     tokenizer = model.loaded.tokenizer

@@ -107,6 +107,12 @@ def drawn_examples(items: Sequence[QuestionItem], shots: int, seed: int) -> list
     return [items[i] for i in drawn.tolist()]
 
 
+def asked_places(items: Sequence[QuestionItem], examples: Sequence[QuestionItem]) -> list[int]:
+    """Return the places of the items that are asked: examples would answer themselves."""
+    shown = {example.question for example in examples}
+    return [place for place, item in enumerate(items) if item.question not in shown]
+
+
 def check_length(
     prompts: Sequence[Sequence[int]], shots: int, max_tokens: int, longest: int
 ) -> None:
