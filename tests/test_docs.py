@@ -137,7 +137,6 @@ NOT_HERE = {
     "evaluate.py --init_from": "sets that are not part of the repository",
     "evaluate.py:development": "problems that are not part of the repository",
     "evaluate.py:word_problems": "problems that are not part of the repository",
-    "evaluate.py:development": "problems that are not part of the repository",
 }
 # What makes a recipe small, before the command's own fields; and what a command asks for that is
 # too much for a test.
