@@ -180,6 +180,10 @@ def small(words):
     elif "anneal.py" in recipe:
         # All of it is the trunk's.
         fields = []
+    elif "lengthen.py" in recipe:
+        # All but the steps follows from the parent.
+        fields = ["train.steps=4", "train.warmup=0", "eval.tokens=500", "eval.samples=0"]
+        fields += ["train.batch=8"]
     elif "evaluate.py" in recipe:
         # The model is that of --init_from.
         fields = []

@@ -8,7 +8,8 @@ report. --part=grid trains with every rate and writes the two that score best on
 WORK/grid.json; --part=final trains every seed with these and scores test. One rate a side needs no
 grid. What is finished in --work is kept: the same command goes on where it was stopped. Sources of
 running text are only scored: bits per byte, before and after. With them, a rate of ours counts only
-if it makes the text at most 2 % worse; TRL's are not judged by it.
+if it makes the text at most 2 % worse; TRL's are not judged by it. --text_rows=2 adds two rows of
+this text to each of our batches; TRL reads none, as its trainer has no place for it.
 
 --part=split only writes WORK/splits/{train,dev,test}, before there is an SFT run (--init_from is
 the base then). The SFT run gets the pairs with weight 0 and the files of test as `heldout`, so that
@@ -82,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how often each pair is read; 0: config.train.steps decides (default)",
     )
     add(
+        "--text_rows",
+        type=int,
+        default=0,
+        help="rows of running text in each of our batches, next to those of pairs",
+    )
+    add(
         "--trl_microbatches",
         type=int,
         default=1,
@@ -119,6 +126,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         value = getattr(arguments, name)
         if value < 1:
             raise UserError(f"--{name}={value}: expected at least 1.")
+    if arguments.text_rows < 0:
+        raise UserError(f"--text_rows={arguments.text_rows}: expected 0 or more.")
     if not 0 <= arguments.epochs < float("inf"):
         raise UserError(f"--epochs={arguments.epochs}: expected 0 or more.")
     comparison = SideBySide(arguments)
@@ -176,6 +185,7 @@ class SideBySide:
             epochs=arguments.epochs,
             odds_weight=odds_weight(config),
             trl_microbatches=arguments.trl_microbatches,
+            text_rows=arguments.text_rows,
             trust=arguments.trust,
         )
         self.sides = Sides(setup)
@@ -347,6 +357,7 @@ def claim_work(setup: Setup, given: Sequence[Source], parent: str, pairs: str) -
         "text": texts,
         "epochs": setup.epochs,
         "trl_microbatches": setup.trl_microbatches,
+        "text_rows": setup.text_rows,
     }
     content = json.dumps(whose, sort_keys=True)
     path = setup.work / "whose.json"

@@ -46,6 +46,7 @@ class Setup:
       texts: sources that are only scored.
       epochs: how often each pair is read; 0: config.train.steps decides.
       trl_microbatches: parts of a step's pairs.
+      text_rows: see `PairSetting`.
       trust: see slmjax.launch.
     """
 
@@ -57,6 +58,7 @@ class Setup:
     epochs: float
     odds_weight: float
     trl_microbatches: int
+    text_rows: int
     trust: Sequence[str]
 
     @property
@@ -135,6 +137,7 @@ class Sides:
             splits=setup.splits,
             split=split,
             epochs=setup.epochs,
+            text_rows=setup.text_rows,
         )
         if setting.pairs_per_step < setup.trl_microbatches:
             raise UserError(

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.bench.pair_splits import token_pairs
-from slmjax.config import Config
+from slmjax.config import Config, DataConfig
 from slmjax.data.pair_plan import PairPlan
 from slmjax.data.prepare import Prepared
 from slmjax.data.prepare_stage import plan_settings
 from slmjax.errors import UserError
-from slmjax.text.records import PAIRS
+from slmjax.text.records import PAIRS, TEXT
 from slmjax.train.builders import parse_task
 
 
@@ -23,6 +23,8 @@ class PairSetting:
       splits: the folder of `split_pairs`.
       split: the one that is scored.
       epochs: how often each pair is read; 0: config.train.steps decides.
+      text_rows: rows of running text in each of our batches, next to config.train.batch rows of
+        pairs.
     Attributes:
       pairs, heldout: TokenPairs to train on and to score.
       steps, pairs_per_step, epochs: of both sides; pairs a step on average.
@@ -30,7 +32,14 @@ class PairSetting:
     """
 
     def __init__(
-        self, config: Config, prepared: Prepared, *, splits: Path, split: str, epochs: float
+        self,
+        config: Config,
+        prepared: Prepared,
+        *,
+        splits: Path,
+        split: str,
+        epochs: float,
+        text_rows: int,
     ):
         self.prepared, self.split = prepared, split
         train, heldout = {}, {}
@@ -41,7 +50,8 @@ class PairSetting:
         seq_len, batch = config.data.seq_len, config.train.batch
         self.pairs = token_pairs(train, seq_len, splits, "train")
         self.heldout = token_pairs(heldout, seq_len, splits, split)
-        rows = _rows_per_epoch(config, prepared)
+        rows_of = _rows_per_epoch(config, prepared)
+        rows = sum(rows_of.values())
         self.steps = config.train.steps
         if epochs:
             self.steps = max(1, round(epochs * rows / batch))
@@ -50,7 +60,8 @@ class PairSetting:
         self.epochs = self.steps * batch / rows
         self.config = dataclasses.replace(
             config,
-            train=dataclasses.replace(config.train, steps=self.steps),
+            data=_with_text(config, prepared, rows_of, text_rows),
+            train=dataclasses.replace(config.train, steps=self.steps, batch=batch + text_rows),
             # The model writes nothing: that would take longer than training.
             eval=dataclasses.replace(config.eval, every=self.steps, samples=0, answers=0),
             checkpoint=dataclasses.replace(config.checkpoint, every=self.steps),
@@ -86,8 +97,39 @@ def odds_weight(config: Config) -> float:
     return float(options.get("odds_weight", 0.1))
 
 
-def _rows_per_epoch(config: Config, prepared: Prepared) -> int:
-    """Return the rows in which our run reads each pair once."""
+def _rows_per_epoch(config: Config, prepared: Prepared) -> dict[str, int]:
+    """Return the rows of each source of pairs in which our run reads each of its pairs once."""
     settings = plan_settings(config.data, config.train, prepared, seed=config.seed, cuts=None)
     plan = PairPlan(**settings)
-    return sum(rows.rows_per_epoch for rows in plan.row_plans)
+    return {
+        name: rows.rows_per_epoch for name, rows in zip(plan.train, plan.row_plans, strict=True)
+    }
+
+
+def _with_text(
+    config: Config, prepared: Prepared, rows_of: dict[str, int], text_rows: int
+) -> DataConfig:
+    """Return config.data with weights by which batches have so many rows of running text.
+
+    Pairs are read as often as without the text.
+
+    Args:
+      rows_of: {source of pairs: rows of an epoch}.
+    Raises: UserError where there is no text to read.
+    """
+    if not text_rows:
+        return config.data
+    batch = config.train.batch
+    texts = {name: of for name, of in prepared.train.items() if of.kind == TEXT}
+    tokens = {name: of.tokens for name, of in texts.items()}
+    if not sum(tokens.values()):
+        raise UserError(f"--text_rows={text_rows}: data.sources has no running text to read.")
+    weights = {}
+    for name, rows in rows_of.items():
+        weights[name] = batch * rows / sum(rows_of.values()) / (batch + text_rows)
+    for name, count in tokens.items():
+        weights[name] = text_rows * count / sum(tokens.values()) / (batch + text_rows)
+    sources = {}
+    for name, source in config.data.sources.items():
+        sources[name] = {**source, "weight": weights.get(name, 0.0)}
+    return dataclasses.replace(config.data, sources=sources)

@@ -61,6 +61,12 @@ class ModelConfig:
         1, "times in a row that each block is applied, with the same weights", POSITIVE
     )
     rope_theta: float = setting(10000.0, "base of the rotary position embedding", POSITIVE)
+    rope_scaling: str = setting(
+        "",
+        "positions of layers without a window, in rows longer than those of the parent: "
+        "'theta=40000' (another base) or 'yarn factor=4 trained=1024' (trained: its tokens of a "
+        "row); empty: as they were",
+    )
     qk_norm: bool = setting(False, "RMSNorm on queries and keys, per head")
     output_gate: bool = setting(False, "sigmoid gate on attention's output")
     tied: bool = setting(True, "the head is the embedding, transposed")

@@ -40,6 +40,7 @@ class Architecture:
     # (blocks, repeats) of each non-empty part of the pattern. A part is one group of parameters.
     stack: tuple[tuple[tuple[Block, ...], int], ...]
     rope_theta: float = 10000.0
+    rope_scaling: str = ""  # of layers without a window, see models/rope_scaling.py
     qk_norm: bool = False
     output_gate: bool = False
     tied: bool = True

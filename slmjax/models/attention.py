@@ -10,6 +10,7 @@ from slmjax.models.attention_refusals import checked_attention as attention
 from slmjax.models.cache import Keys, KVCache, empty_kv
 from slmjax.models.declare import weight
 from slmjax.models.layers import Context, RMSNorm, TokenMixer, project, residual_scale
+from slmjax.models.rope_scaling import scaled_frequencies
 from slmjax.ops.cached_attention import cached_attention
 from slmjax.ops.rope import rope as rotate
 from slmjax.parallel.mesh import BATCH, ways
@@ -94,12 +95,17 @@ class Attention(TokenMixer):
             if arch.qk_norm:
                 heads[name] = RMSNorm(arch, name=f"{name}_norm")(heads[name])
             if self.rope:
-                heads[name] = rotate(heads[name], ctx.positions, arch.rope_theta)
+                heads[name] = rotate(heads[name], ctx.positions, *self._frequencies())
         # Names that config.model.remat can keep.
         for name in ("query", "key", "value"):
             if name in heads:
                 heads[name] = checkpoint_name(heads[name], name)
         return heads
+
+    def _frequencies(self) -> tuple[Float[Array, " pairs"], float]:
+        """Return frequencies and scale of `rotate`; positions in a window stay as trained."""
+        scaling = "" if self.window else self.arch.rope_scaling
+        return scaled_frequencies(self.arch.head_dim, self.arch.rope_theta, scaling)
 
     def _out_matrix(self) -> Float[Array, "N H D"]:
         arch = self.arch

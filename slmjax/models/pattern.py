@@ -11,6 +11,7 @@ from slmjax.errors import UserError, nearest
 from slmjax.models.architecture import Architecture, Block
 from slmjax.models.declare import DECAYING_GROUPS, DECLARED_GROUPS, GROUPS
 from slmjax.models.mixers import CHANNELS, MIXERS, mixer_of, options_of
+from slmjax.models.rope_scaling import parse_rope_scaling
 
 # The element of a pattern that divides it into parts, see `parts`.
 BAR = "|"
@@ -36,6 +37,7 @@ def from_config(model: ModelConfig, vocab_size: int, **resolved: Any) -> Archite
     fields = {name: getattr(model, name) for name in copied}
     fields["init_scales"] = _init_scales(model.multipliers)
     fields["stack"] = _stack(model.pattern, model.layers)
+    parse_rope_scaling(model.rope_scaling)  # only to refuse what does not parse
     arch = Architecture(vocab_size=vocab_size, **(fields | resolved))
     # Mixers say which keys they lend, and are made from an architecture: so sharing comes second.
     arch = dataclasses.replace(arch, stack=_shared(arch, model.share_kv))

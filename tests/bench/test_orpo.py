@@ -14,8 +14,9 @@ from slmjax.bench import __main__ as bench
 from slmjax.bench import orpo_comparison, orpo_ours, orpo_sides, pair_setting, preference_table
 from slmjax.bench.pair_splits import SPLITS, TokenPairs, split_of, split_pairs, token_pairs
 from slmjax.bench.peers import trl_orpo
+from slmjax.data.pair_plan import PairPlan
 from slmjax.data.prepare import prepare
-from slmjax.data.prepare_stage import prepared_text
+from slmjax.data.prepare_stage import plan_settings, prepared_text
 from slmjax.errors import UserError
 from slmjax.models.pattern import from_config
 from slmjax.text.conversations import pair_of, prompt_group
@@ -119,6 +120,56 @@ def test_ids_are_those_of_the_chat_template_and_answers_end_with_their_mark(spli
     assert 0 < len(short.prompts) < len(found.prompts)
     with pytest.raises(UserError, match="no pair of the split test fits into a row"):
         token_pairs(prepared.heldout, 8, folder, "test")
+
+
+def test_rows_of_text_come_on_top_of_the_same_pairs(split, tmp_path):
+    folder, _, _ = split
+    text = write(tmp_path / "text.jsonl", [{"text": f"{record}"} for record in pairs(50)])
+    sources = {"text": {"path": text, "weight": 0.0, "kind": "text"}}
+    for name in ("first", "second"):
+        files = {part: str(folder / part / f"{name}.jsonl") for part in SPLITS}
+        sources[name] = {"path": files["train"], "heldout": [files["test"]], "kind": "pairs"}
+    recipe = configs.load_recipe(f"{ROOT}/configs/tiny.py")
+    recipe.task, recipe.data.sources = "orpo", sources
+    recipe.data.seq_len, recipe.train.batch, recipe.data.cache = 1024, 8, str(tmp_path / "cache")
+    config = configs.freeze(recipe)
+    prepared = prepared_text(config.data, str(tmp_path / "run"))
+
+    def setting(text_rows):
+        options = {"splits": folder, "split": "test", "epochs": 2.0, "text_rows": text_rows}
+        return pair_setting.PairSetting(config, prepared, **options)
+
+    plain, mixed = setting(0), setting(2)
+    assert mixed.facts() == plain.facts()
+    assert plain.config.train.batch == 8 and mixed.config.train.batch == 10
+    weights = {name: of["weight"] for name, of in mixed.config.data.sources.items()}
+    assert sum(weights.values()) == pytest.approx(1) and weights["text"] == pytest.approx(0.2)
+    plan = PairPlan(
+        **plan_settings(mixed.config.data, mixed.config.train, prepared, seed=0, cuts=None)
+    )
+    rows = dict(zip(plan.train, plan.row_plans, strict=True))
+    pace = [weights[name] / rows[name].rows_per_epoch for name in ("first", "second")]
+    assert pace[0] == pytest.approx(pace[1])
+    assert mixed.steps * 10 * weights["first"] == pytest.approx(
+        2 * rows["first"].rows_per_epoch, rel=0.05
+    )
+    without = dataclasses.replace(
+        prepared, train={k: v for k, v in prepared.train.items() if k != "text"}
+    )
+    with pytest.raises(UserError, match="no running text to read"):
+        pair_setting.PairSetting(
+            dataclasses.replace(
+                config,
+                data=dataclasses.replace(
+                    config.data, sources={k: v for k, v in sources.items() if k != "text"}
+                ),
+            ),
+            without,
+            splits=folder,
+            split="test",
+            epochs=2.0,
+            text_rows=2,
+        )
 
 
 def test_pairs_are_read_back_as_they_were_written(held, tmp_path):
@@ -230,6 +281,7 @@ def test_a_work_folder_of_another_comparison_is_refused(tmp_path):
         epochs=0.0,
         odds_weight=0.1,
         trl_microbatches=1,
+        text_rows=0,
         trust=(),
     )
     whose = orpo_comparison.claim_work(setup, (), "a", "b")

@@ -15,7 +15,7 @@ from slmjax.models.architecture import Architecture, Block
 from slmjax.models.layers import Context
 from slmjax.models.mixers import mixer_of
 from slmjax.models.pattern import from_config, parse_block, share_keys
-from slmjax.ops.rope import rope
+from slmjax.ops.rope import rope, rope_frequencies
 from slmjax.ops.softmax_attention import reference
 from slmjax.testing import _batch, _random, _with_cache
 
@@ -115,7 +115,11 @@ def test_a_block_that_borrows_attends_over_the_keys_and_values_of_the_one_before
         )
 
     def turned(a, mixer, name):
-        return rope(norm(a, mixer[f"{name}_norm"]), ctx.positions, arch.rope_theta)
+        return rope(
+            norm(a, mixer[f"{name}_norm"]),
+            ctx.positions,
+            rope_frequencies(arch.head_dim, arch.rope_theta),
+        )
 
     assert not {"key", "value", "key_norm"} & set(layers["1"]["mixer"])
     of_lender, of_borrower = (

@@ -12,6 +12,7 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.models import lm
 from slmjax.models.architecture import Architecture, Block
+from slmjax.models.rope_scaling import parse_rope_scaling
 from slmjax.parallel.rules import flatten_tree
 
 # {Llama's name of a weight inside a layer: our path inside a layer}
@@ -95,7 +96,7 @@ def _settings(arch: Architecture, seq_len: int, attention: str) -> dict[str, Any
         "head_dim": arch.head_dim,
         "rms_norm_eps": arch.norm_eps,
         # Both libraries rotate dimension i with i + head_dim/2: weights need no permutation.
-        "rope_parameters": {"rope_type": "default", "rope_theta": arch.rope_theta},
+        "rope_parameters": _rope_parameters(arch),
         "tie_word_embeddings": arch.tied,
         "max_position_embeddings": seq_len,
         "use_cache": False,
@@ -103,6 +104,20 @@ def _settings(arch: Architecture, seq_len: int, attention: str) -> dict[str, Any
         "bos_token_id": None,
         "eos_token_id": None,
         "attn_implementation": attention,
+    }
+
+
+def _rope_parameters(arch: Architecture) -> dict[str, Any]:
+    """Return transformers' words for the positions; these blocks have no windows."""
+    scaling = parse_rope_scaling(arch.rope_scaling)
+    theta = scaling.theta or arch.rope_theta
+    if scaling.factor == 1:
+        return {"rope_type": "default", "rope_theta": theta}
+    return {
+        "rope_type": "yarn",
+        "rope_theta": theta,
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.trained,
     }
 
 
