@@ -16,6 +16,7 @@ from slmjax.reasoning.example_problems import example_problems
 from slmjax.reasoning.probe_scores import ProbeInstance, probe_instances
 from slmjax.reasoning.probe_split import (
     PROBE_TEMPLATES,
+    PROBE_VARIANTS,
     ProbeSplit,
     read_split,
     templates_by_key,
@@ -167,5 +168,8 @@ def _draw(name: str) -> bytes:
 
 def check_sizes(templates: int, variants: int) -> None:
     """Raises: UserError for sizes that no probe has."""
-    if not 2 <= templates <= PROBE_TEMPLATES or variants < 1:
-        raise UserError(f"expected 2 to {PROBE_TEMPLATES} templates and at least one variant.")
+    # Training text has numbers of the variants beyond PROBE_VARIANTS.
+    if not 2 <= templates <= PROBE_TEMPLATES or not 1 <= variants <= PROBE_VARIANTS:
+        raise UserError(
+            f"expected 2 to {PROBE_TEMPLATES} templates and 1 to {PROBE_VARIANTS} variants."
+        )

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from slmjax.evals.word_problems import WordProblem, data_flow, operator_skeleton
 from slmjax.reasoning.arms import ARMS
+from slmjax.reasoning.probe_columns import TRAINED_ON
 from slmjax.reasoning.probe_scores import Scores
 from slmjax.reasoning.probe_statistics import (
     FEWEST_TEMPLATES,
@@ -91,6 +92,8 @@ def probe_sentences(held_out: ColumnResult, trained_on: ColumnResult | None = No
     is_better = False
     if trained_on is not None:
         sentence, is_better = _gap_sentence(held_out, trained_on)
+        # What the run is not known to have read says nothing about learned patterns.
+        is_better = is_better and trained_on.name == TRAINED_ON
         sentences += [_p0_sentence(trained_on), sentence]
         for result in trained_on.arms:
             if result.verdict in CHANGES:

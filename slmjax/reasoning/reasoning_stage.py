@@ -1,6 +1,7 @@
 """The stage reasoning: does a model reason about word problems, or match patterns?"""
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -258,7 +259,10 @@ class _Probe:
     def _kept(self, arm: str, what: str, compute: Callable[[], list]) -> list:
         """Return the values of an arm's file, computed where it is not there or of another part."""
         file = self.folder / "answers" / f"{_slug(self.column.name)}-{arm}-{what}.json"
-        part = self.part | {"column": self.column.name, "arm": arm, "count": len(self.by_arm[arm])}
+        # The texts too: a later version of the package may write an arm in other words.
+        texts = [[each.problem.question, each.problem.solution] for each in self.by_arm[arm]]
+        digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        part = self.part | {"column": self.column.name, "arm": arm, "texts": digest}
         try:
             saved = json.loads(file.read_text())
             if saved["part"] == part:

@@ -24,5 +24,5 @@ def test_a_missing_file_and_impossible_sizes_are_one_sentence(monkeypatch, tmp_p
         probe.run(options())
     with pytest.raises(UserError, match="expected 2 to 200 templates"):
         probe.run(options("--templates=201"))
-    with pytest.raises(UserError, match="at least one variant"):
+    with pytest.raises(UserError, match="1 to 10 variants"):
         probe.run(options("--variants=0"))

@@ -97,6 +97,9 @@ def test_a_change_is_said_exactly_where_the_verdict_has_it(held_out):
 def test_a_better_trained_on_column_is_not_called_reasoning():
     answer = probe_sentences(column(accuracy=0.4), column("trained-on", 0.8))[-1]
     assert "does not show that it reasons" in answer
+    # Nor is it of learned patterns where nothing says that the column was learned.
+    answer = probe_sentences(column(accuracy=0.4), column("not trained on", 0.8))[-1]
+    assert "trained" not in answer and "agrees with reasoning" in answer
     # Without a difference the answer is that of the held-out column.
     assert "agrees with reasoning" in probe_sentences(column(), column("trained-on"))[-1]
     # The other direction is no sign of learned patterns.

@@ -16,7 +16,7 @@ from slmjax.evals.development_set import question_id
 from slmjax.evals.evaluate_stage import examined_run
 from slmjax.evals.number_answers import number_answer
 from slmjax.export import main as export_main
-from slmjax.reasoning import probe_columns, reasoning_stage
+from slmjax.reasoning import arms, probe_columns, reasoning_stage
 from slmjax.reasoning.arms import redrawn
 from slmjax.reasoning.example_problems import example_problems
 from slmjax.reasoning.model_answers import ProbedModel, SolutionNats
@@ -94,7 +94,7 @@ def test_a_model_that_solves_too_little_is_not_asked_the_other_arms(examples, tm
     assert sum(row["templates"] for row in facts["novelty"]) == facts["templates"]
 
 
-def test_answers_that_are_there_are_not_asked_again(examples, tmp_path):
+def test_answers_that_are_there_are_not_asked_again(examples, tmp_path, monkeypatch):
     _, first, _ = outcome(examples, perfect_solver, tmp_path)
     _, again, solver = outcome(examples, lambda some: 1 / 0, tmp_path)
     assert not solver.asked and str(again.arms) == str(first.arms)
@@ -105,6 +105,11 @@ def test_answers_that_are_there_are_not_asked_again(examples, tmp_path):
     other.write_text(other.read_text().replace("of a test", "of another"))
     _, mended, solver = outcome(examples, perfect_solver, tmp_path)
     assert solver.asked == ["p0", "names"] and str(mended.arms) == str(first.arms)
+    # So is an arm that is written in other words.
+    longer = [(f"{idle} Nobody minded.", control) for idle, control in arms.IDLE]
+    monkeypatch.setattr(arms, "IDLE", longer)
+    _, _, solver = outcome(examples, perfect_solver, tmp_path)
+    assert solver.asked == ["noop_none"]
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +176,8 @@ def test_nats_are_those_of_each_solution_alone(solver, examples):
     ("flags", "sentence"),
     [
         (["templates=1"], "expected 2 to 200 templates"),
+        # Training text has these numbers.
+        (["variants=11"], "1 to 10 variants"),
         (["problems=nothing.jsonl"], "nothing.jsonl"),
         (["max_tokens=500"], "lower config.reasoning.max_tokens"),
     ],
