@@ -10,8 +10,9 @@ configs/lengthen.py:base,4096
   none   positions as they are, for models whose layers without a window have none (rope=False)
   4096   tokens of a row; four times the parent's unless given
 
-Only layers without a window change. A step has as many tokens as the parent's; there are a tenth
-as many steps, from half of the parent's peak rate to zero. The text is the parent's.
+Only layers without a window change. A step has about as many tokens as the parent's, in whole rows;
+there are a tenth as many steps, from half of the parent's peak rate to zero. The text is the
+parent's.
 Sources: Peng et al. 2023 (YaRN); Xiong et al. 2023 (ABF), with the base's power of bloc97's
 NTK-aware scaling; the share of the steps is that of Marin's lengthened runs.
 """
